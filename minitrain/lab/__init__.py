@@ -1,0 +1,1 @@
+"""Measuring runs: probes and pictures."""

@@ -1,0 +1,398 @@
+"""An optimizer is an input rule, a direction, a step rule and a storage.
+
+The papers taught here ask one question: given the direction, how far? So an optimizer is written as four parts, each a
+few lines that do one thing, and one class that walks over the parameters and keeps their state:
+
+    input rule   the gradient as it is, or with weight decay added to it (L2)
+    direction    gradient and own state -> an update `u` that knows nothing of the learning rate or the decay
+    step rule    weight, `u`, learning rate, weight decay -> the new weight
+    storage      how the weight's bits are kept between steps
+
+A part declares what it needs by keyword-only arguments with the names of the optimizer's hyper-parameters (`lr`,
+`weight_decay`, `betas`, ...), which it is given from the parameter's group. Symbols: `w` weight, `g` gradient, `m` and
+`v` first and second moment, `u` update, `t` step, `c_k` the weight of a gradient of age `k` in `u`.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minitrain.runtime.fused import fused_adamw
+
+# --- input rules ------------------------------------------------------------------------------------------------------
+
+
+def plain_gradient(g: Tensor, w: Tensor) -> Tensor:
+    """The gradient as it is: whatever decay there is happens in the step rule ("decoupled")."""
+    return g
+
+
+def l2_gradient(g: Tensor, w: Tensor, *, weight_decay: float) -> Tensor:
+    """`g + weight_decay * w`: the gradient of a penalty `weight_decay/2 |w|^2`, which then passes through the moments."""
+    return g.add(w, alpha=weight_decay) if weight_decay else g
+
+
+# --- directions -------------------------------------------------------------------------------------------------------
+
+
+def ema(state: dict, name: str, x: Tensor, beta: float) -> Tensor:
+    """Updates and returns the exponential moving average `state[name] <- beta * state[name] + (1 - beta) * x`."""
+    if name not in state:
+        state[name] = torch.zeros_like(x)
+    return state[name].lerp_(x, 1 - beta)
+
+
+def sgdm(g: Tensor, state: dict, *, momentum: float, nesterov: bool) -> Tensor:
+    """Heavy ball `b <- momentum*b + g`, `u = b` (Polyak, 1964); Nesterov looks one step ahead, `u = g + momentum*b`."""
+    if momentum == 0:
+        return g
+    if "b" not in state:
+        state["b"] = torch.zeros_like(g)
+    b = state["b"].mul_(momentum).add_(g)
+    return g.add(b, alpha=momentum) if nesterov else b
+
+
+def adam(g: Tensor, state: dict, *, betas: tuple[float, float], eps: float) -> Tensor:
+    """`u = m_hat / (sqrt(v_hat) + eps)` (Kingma & Ba, 2015, arXiv 1412.6980, algorithm 1).
+
+    The averages start at zero, so each is divided by the same average taken of ones: `1 - beta^t` for a constant beta,
+    and still right when a schedule changes beta in mid-run (where the closed form would silently cut the step).
+    """
+    beta1, beta2 = betas
+    m, v = ema(state, "m", g, beta1), ema(state, "v", g.square(), beta2)
+    m_ones = state["m_ones"] = beta1 * state.get("m_ones", 0.0) + (1 - beta1)
+    v_ones = state["v_ones"] = beta2 * state.get("v_ones", 0.0) + (1 - beta2)
+    return (m / m_ones).div_((v / v_ones).sqrt_().add_(eps))
+
+
+def lion(g: Tensor, state: dict, *, betas: tuple[float, float]) -> Tensor:
+    """`u = sign(beta1*m + (1-beta1)*g)`, then `m <- beta2*m + (1-beta2)*g` (Chen et al., 2023, arXiv 2302.06675)."""
+    beta1, beta2 = betas
+    if "m" not in state:
+        state["m"] = torch.zeros_like(g)
+    u = state["m"].lerp(g, 1 - beta1).sign_()
+    ema(state, "m", g, beta2)
+    return u
+
+
+# --- step rules: how the decay is scaled is the whole difference -------------------------------------------------------
+
+
+def no_decay(w: Tensor, u: Tensor, state: dict, *, lr: float) -> Tensor:
+    """`w - lr*u`."""
+    return w - lr * u
+
+
+def decay_by_lr(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: float) -> Tensor:
+    """`(1 - lr*weight_decay) w - lr*u`: AdamW as torch has it."""
+    return w.mul(1 - lr * weight_decay).sub_(u, alpha=lr)
+
+
+def decay_by_schedule(
+    w: Tensor, u: Tensor, state: dict, *, lr: float, initial_lr: float, weight_decay: float
+) -> Tensor:
+    """`(1 - lr/initial_lr*weight_decay) w - lr*u`: AdamW as published (arXiv 1711.05101); the peak rate is left out."""
+    return w.mul(1 - lr / initial_lr * weight_decay).sub_(u, alpha=lr)
+
+
+def constant_decay(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: float) -> Tensor:
+    """`(1 - weight_decay) w - lr*u`: the decay ignores the schedule as well."""
+    return w.mul(1 - weight_decay).sub_(u, alpha=lr)
+
+
+def decay_by_squared_lr(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: float) -> Tensor:
+    """`(1 - lr^2*weight_decay) w - lr*u`: decay and the growth by noise, which goes as `lr^2`, keep their proportion."""
+    return w.mul(1 - lr**2 * weight_decay).sub_(u, alpha=lr)
+
+
+# --- storage ----------------------------------------------------------------------------------------------------------
+
+
+class PlainStorage:
+    """The parameter itself holds the weight. Another storage joins the weight's bits in `load`, splits them in `store`."""
+
+    def load(self, p: Tensor, state: dict) -> Tensor:
+        return p
+
+    def store(self, p: Tensor, w: Tensor, state: dict) -> None:
+        p.copy_(w)
+
+
+# --- the optimizer ----------------------------------------------------------------------------------------------------
+
+GROUP_KEYS = {"params", "name", "kind", "initial_lr", "row_dims"}  # what a group may hold beside hyper-parameters
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Walks over the parameters, hands each to its parts, and keeps their state; usable in anybody's training loop.
+
+    `hyper` holds the hyper-parameters' defaults by name; a group may override them. Raises `ValueError` for a value out
+    of range, and for a group with a key that no part of this optimizer knows.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        hyper: dict[str, Any],
+        *,
+        direction: Callable[..., Tensor],
+        step_rule: Callable[..., Tensor],
+        input_rule: Callable[..., Tensor] = plain_gradient,
+    ):
+        self.input_rule, self.direction, self.step_rule = input_rule, direction, step_rule
+        self.storage: Any = PlainStorage()
+        super().__init__(params, hyper)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        unknown = set(param_group) - set(self.defaults) - GROUP_KEYS
+        if unknown:
+            allowed = ", ".join(sorted(set(self.defaults) | GROUP_KEYS))
+            raise ValueError(
+                f"{type(self).__name__} does not know the group key {sorted(unknown)[0]!r}; it knows {allowed}"
+            )
+        check_hyperparameters({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.setdefault("initial_lr", group["lr"])
+        for p in group["params"]:
+            if p.is_complex():
+                raise ValueError("complex parameters are not supported; keep real and imaginary part as two parameters")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step for every parameter that has a gradient. `closure` recomputes the loss, as in torch."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.update(p, group)
+        return loss
+
+    @torch.no_grad()
+    def update(self, p: Tensor, group: dict[str, Any]) -> None:
+        """One step of one parameter."""
+        gradient = p.grad
+        assert gradient is not None
+        if gradient.is_sparse:
+            raise ValueError(f"{type(self).__name__} needs dense gradients; build the embedding with sparse=False")
+        state = self.state[p]
+        w = self.storage.load(p, state)
+        g = self.input_rule(gradient.to(w.dtype), w, **needed(self.input_rule, group))
+        u = self.direction(g, state, **needed(self.direction, group))
+        self.storage.store(p, self.step_rule(w, u, state, **needed(self.step_rule, group)), state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but the state keeps its own dtype, where torch would cast it to the parameter's."""
+        super().load_state_dict(state_dict)
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        own = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(saved, own, strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                self.state[p][key] = value.to(p.device, copy=True) if isinstance(value, Tensor) else value
+
+    def momentum_filter(self, group: dict[str, Any]) -> "Filter":
+        """The filter that turns this optimizer's gradients into updates; see `Filter`."""
+        raise TypeError(f"{type(self).__name__} names no momentum filter, so its equilibrium cannot be predicted")
+
+
+def needed(part: Callable, group: dict[str, Any]) -> dict[str, Any]:
+    """The hyper-parameters that `part` asks for by keyword-only arguments, from `group`."""
+    return {name: group[name] for name in keyword_only(part) if name in group}
+
+
+@functools.cache
+def keyword_only(part: Callable) -> tuple[str, ...]:
+    """The names of the keyword-only arguments of `part`."""
+    parameters = inspect.signature(part).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def check_hyperparameters(hyper: dict[str, Any]) -> None:
+    """Raises `ValueError` with one sentence that names the first value out of range."""
+    allowed = {
+        "lr": ("a finite number above 0", lambda x: 0 < x < math.inf),
+        "weight_decay": ("a finite number, 0 or above", lambda x: 0 <= x < math.inf),
+        "eps": ("a finite number, 0 or above", lambda x: 0 <= x < math.inf),
+        "momentum": ("a number from 0 to below 1", lambda x: 0 <= x < 1),
+        "betas": ("two numbers from 0 to below 1", lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x)),
+    }
+    for name, (words, test) in allowed.items():
+        try:
+            ok = name not in hyper or test(hyper[name])
+        except TypeError:  # not a number at all
+            ok = False
+        if not ok:
+            raise ValueError(f"{name} must be {words}, not {hyper[name]!r}")
+
+
+# --- the filter, and what follows from it in closed form --------------------------------------------------------------
+
+
+class Filter(NamedTuple):
+    """The two sums that tell how an optimizer turns gradients into updates `u_t = sum_k c_k g_(t-k)`.
+
+    `total` is `S = sum_k c_k`, how much one gradient moves the weight over all time; `energy` is `E2 = sum_k c_k^2`, the
+    mean square of `u` for white-noise gradients of unit variance. For Adam and Lion the gradients are taken after their
+    division by the second moment, or inside the sign.
+    """
+
+    total: float
+    energy: float
+
+
+def heavy_ball(momentum: float, nesterov: bool = False) -> Filter:
+    """`c_k = a^k`; Nesterov: `c_0 = 1+a`, `c_k = a^(k+1)`, which has the same total and more energy."""
+    a = momentum
+    return Filter(1 / (1 - a), (1 + a) ** 2 + a**4 / (1 - a**2) if nesterov else 1 / (1 - a**2))
+
+
+def exponential(beta: float, nesterov: bool = False) -> Filter:
+    """`c_k = (1-b) b^k`, an average: the heavy ball scaled to a total of 1."""
+    return Filter(1.0, (1 - beta) ** 2 * heavy_ball(beta, nesterov).energy)
+
+
+def sign_of_two_averages(betas: tuple[float, float]) -> Filter:
+    """Lion: `c_0 = 1-b1`, `c_k = b1 (1-b2) b2^(k-1)` inside a sign, whose output has mean square 1.
+
+    A small change `x` of a normal variable of variance `K = sum c_k^2` moves the mean of its sign by `sqrt(2/(pi K)) x`.
+    """
+    beta1, beta2 = betas
+    K = (1 - beta1) ** 2 + beta1**2 * (1 - beta2) / (1 + beta2)
+    return Filter(math.sqrt(2 / (math.pi * K)), 1.0)
+
+
+class Equilibrium(NamedTuple):
+    """Where a neuron's weight settles when its gradients are noise; see `equilibrium`."""
+
+    update: float  # root mean square length of one step, lr |u|
+    norm: float  # root mean square |w|
+    rotation: float  # root mean square angle between successive w, in radians
+    steps: (
+        float  # time constant of the approach: |w|^2 (for L2 through SGD |w|^4) nears its end by 1/e in so many steps
+    )
+
+
+def equilibrium(filter: Filter, lr: float, weight_decay: float, fan_in: int) -> Equilibrium:
+    """Decoupled decay (AdamW, Lion): in equilibrium growth by noise and decay balance.
+
+    The gradients are white noise, orthogonal to a weight vector of `fan_in` numbers, and normalized to unit variance by
+    the optimizer, so their scale drops out: every neuron turns at the same rate. Rotation after Kosson et al., 2023,
+    arXiv 2305.17212; written for any filter here. Holds for `lr * weight_decay` well below 1.
+    """
+    update = lr * math.sqrt(fan_in * filter.energy)
+    rotation = math.sqrt(2 * lr * weight_decay * filter.energy) / filter.total
+    return Equilibrium(update, update / rotation, rotation, 1 / (2 * lr * weight_decay))
+
+
+def equilibrium_l2(filter: Filter, lr: float, weight_decay: float, unit_gradient: float) -> Equilibrium:
+    """L2 through the filter (SGD with momentum): the decay is delayed and amplified like the gradients.
+
+    `unit_gradient` is the root mean square length of the gradient at `|w| = 1`; at norm `|w|` it is `1/|w|` of that, as for
+    any weight followed by a normalization. It sets the norm, and drops out of the rotation. The time constant is that of
+    `|w|^4`.
+    """
+    rotation = math.sqrt(2 * lr * weight_decay * filter.energy / filter.total)
+    norm = (lr * unit_gradient**2 * filter.total / (2 * weight_decay)) ** 0.25
+    return Equilibrium(rotation * norm, norm, rotation, 1 / (4 * lr * weight_decay * filter.total))
+
+
+def equilibrium_adam_l2(
+    filter: Filter, lr: float, weight_decay: float, fan_in: int, unit_gradient_rms: Tensor | float
+) -> Equilibrium:
+    """Adam with L2: the decay is divided by the gradient's size, so neurons with large gradients turn slowly.
+
+    `unit_gradient_rms`: root mean square of each coordinate's gradient at `|w| = 1`, of shape `(fan_in,)`, or one number for
+    all. Valid while `weight_decay * w` is small beside the gradient. The time constant is that of small deviations.
+    """
+    total_rms = float(torch.as_tensor(unit_gradient_rms, dtype=torch.float64).expand(fan_in).sum())
+    update = lr * math.sqrt(fan_in * filter.energy)
+    norm = (lr * total_rms / (2 * weight_decay)) ** (1 / 3)
+    typical_rms = total_rms / fan_in / norm  # sqrt(v) at the equilibrium norm
+    return Equilibrium(update, norm, update / norm, typical_rms / (3 * lr * weight_decay))
+
+
+# --- named combinations, with torch's argument names -------------------------------------------------------------------
+
+
+class SGD(Optimizer):
+    """Momentum SGD; the decay is L2, as in torch. Equal to `torch.optim.SGD` with no dampening."""
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov=True needs a momentum above 0; give one, or leave nesterov out")
+        hyper = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, hyper, input_rule=l2_gradient, direction=sgdm, step_rule=no_decay)
+
+    def momentum_filter(self, group: dict[str, Any]) -> Filter:
+        return heavy_ball(group["momentum"], group["nesterov"])
+
+
+class Adam(Optimizer):
+    """Adam with L2: the decay enters the gradient and is divided by `sqrt(v)` with it. Equal to `torch.optim.Adam`."""
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        hyper = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, hyper, input_rule=l2_gradient, direction=adam, step_rule=no_decay)
+
+    def momentum_filter(self, group: dict[str, Any]) -> Filter:
+        return exponential(group["betas"][0])
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled decay `1 - lr*weight_decay`. Equal to `torch.optim.AdamW`.
+
+    Loshchilov & Hutter, 2019, arXiv 1711.05101, with the decay scaled by the learning rate as torch does.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        hyper = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, hyper, direction=adam, step_rule=decay_by_lr)
+
+    def update(self, p: Tensor, group: dict[str, Any]) -> None:
+        if not (type(self.storage) is PlainStorage and fused_adamw(p, self.state[p], group)):
+            super().update(p, group)
+
+    def momentum_filter(self, group: dict[str, Any]) -> Filter:
+        return exponential(group["betas"][0])
+
+
+class Lion(Optimizer):
+    """The sign of two averages, with decoupled decay (Chen et al., 2023, arXiv 2302.06675, algorithm 2)."""
+
+    def __init__(
+        self, params: Iterable, lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ):
+        hyper = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        super().__init__(params, hyper, direction=lion, step_rule=decay_by_lr)
+
+    def momentum_filter(self, group: dict[str, Any]) -> Filter:
+        return sign_of_two_averages(group["betas"])

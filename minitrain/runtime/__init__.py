@@ -1,0 +1,1 @@
+"""What a run needs beside its mathematics: devices, files, checkpoints, fast kernels."""

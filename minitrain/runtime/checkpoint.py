@@ -1,0 +1,71 @@
+"""Checkpoints: everything the next step depends on, so that a resumed run is bit for bit the uninterrupted one on a CPU.
+
+A run's folder keeps the newest two, `checkpoints/00000250.pt`, each written whole or not at all and readable without
+running code (`weights_only=True`). Plain weights are exported as safetensors.
+"""
+
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from minitrain.runtime.files import write_atomically
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
+    """Writes the checkpoint of `step` into a run's folder and removes all but the newest two."""
+    path = folder / "checkpoints" / f"{step:08}.pt"
+    write_atomically(path, lambda file: torch.save(content, file))
+    for old in checkpoints(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, the newest first."""
+    return sorted((folder / "checkpoints").glob("*.pt"), reverse=True)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint that is whole; each damaged one is reported by a warning and passed over.
+
+    Raises `FileNotFoundError` where there is none, `ValueError` where all are damaged.
+    """
+    found = checkpoints(folder)
+    if not found:
+        raise FileNotFoundError(f"there is no checkpoint in {folder}; start this run again without --resume")
+    for path in found:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+            warnings.warn(f"checkpoint {path} is damaged; trying the one before it", stacklevel=2)
+    raise ValueError(f"every checkpoint in {folder} is damaged; start this run again without --resume")
+
+
+def export_weights(model: nn.Module, path: Path | str) -> None:
+    """Writes the model's plain weights as safetensors, tied tensors once."""
+    temporary = Path(f"{path}.tmp")
+    safetensors.torch.save_model(model, str(temporary))
+    os.replace(temporary, path)
+
+
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Reads weights written by `export_weights` into a model of the same shape.
+
+    Raises `ValueError` for a damaged file or another model's weights.
+    """
+    try:
+        safetensors.torch.load_model(model, str(path))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} does not hold the weights of this model ({first}); give the file of a matching run"
+        ) from None

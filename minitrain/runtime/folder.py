@@ -1,0 +1,144 @@
+"""The folder of a run: what is written into it, and how a stopped run is taken up again.
+
+recipe.txt          the recipe and what else the last bits depend on, one value per line
+metrics.jsonl       one line per logged step; free of times, so that a resumed run writes the same file
+checkpoints/        the newest two
+"""
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minitrain.recipe import describe, difference
+from minitrain.runtime.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from minitrain.runtime.files import append_line, write_text
+
+if TYPE_CHECKING:
+    from minitrain.train import Run
+
+
+def open_folder(run: "Run", folder: Path | str | None, resume: bool) -> None:
+    """Starts a run's folder, or takes up the run that it holds; a run killed before its first checkpoint starts anew.
+
+    Raises `FileExistsError` where a new run would overwrite an old one, `FileNotFoundError` where there is none to resume,
+    and what `restore` raises.
+    """
+    if folder is None:
+        return
+    run.folder = Path(folder)
+    metrics = run.folder / "metrics.jsonl"
+    if resume and not metrics.exists():
+        raise FileNotFoundError(
+            f"{folder} holds no run to resume; check the path, or start a run there without --resume"
+        )
+    if metrics.exists() and not resume:
+        raise FileExistsError(f"{folder} already holds a run; go on with it by --resume, or choose another folder")
+    kept: list[str] = []
+    if resume and checkpoints(run.folder):
+        restore(run, load_checkpoint(run.folder))
+        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= run.step]
+        run.metrics = [json.loads(line) for line in kept]
+    write_text(metrics, "".join(f"{line}\n" for line in kept))  # the steps after the checkpoint will be taken again
+    facts = {**describe(run.recipe), "data digest": run.data.digest, **environment(run)}
+    write_text(run.folder / "recipe.txt", "".join(f"{name}: {text}\n" for name, text in facts.items()))
+
+
+def log(run: "Run", metrics: dict[str, Any]) -> None:
+    """Keeps a line of metrics, and writes it where the run has a folder."""
+    run.metrics.append({"step": run.step, **metrics})
+    if run.folder:
+        append_line(run.folder / "metrics.jsonl", json.dumps(run.metrics[-1]))
+
+
+def save(run: "Run") -> None:
+    """Writes a checkpoint of a run that has a folder, once its numbers are known to be numbers."""
+    if run.folder is None:
+        return
+    check_losses(run, 0)
+    if not all(p.isfinite().all() for p in run.model.parameters()):
+        raise FloatingPointError(
+            f"a weight is no longer a number after step {run.step}; lower lr or warm up for longer"
+        )
+    content = {
+        "recipe": describe(run.recipe),
+        "data": run.data.digest,
+        "environment": environment(run),
+        "step": run.step,
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "hooks": [
+            hook.state_dict() if hasattr(hook, "state_dict") else {} for hook in run.before_step + run.after_step
+        ],
+        "losses": run.losses,
+        "random": random_state(run.device),
+    }
+    save_checkpoint(run.folder, run.step, content)
+
+
+def restore(run: "Run", saved: dict[str, Any]) -> None:
+    """Puts a checkpoint's content into a freshly built run.
+
+    Raises `ValueError` naming the first difference where the checkpoint is of another recipe or other data. Another
+    device, precision, thread count or torch version is allowed, with a warning that the bits will differ.
+    """
+    changed = difference(saved["recipe"], run.recipe)
+    changed.pop("precision", None)
+    if changed:
+        (path, (old, new)), more = next(iter(changed.items())), len(changed) - 1
+        others = f" (and {more} more)" if more else ""
+        raise ValueError(
+            f"the checkpoint is of another run: {path} was {old} and is now {new}{others}; make them equal"
+        )
+    if saved["data"] != run.data.digest:
+        raise ValueError("the data are not those the checkpoint was trained on; give the same text, or start a new run")
+    for name, value in environment(run).items():
+        if saved["environment"][name] != value:
+            was = saved["environment"][name]
+            warnings.warn(f"{name} was {was} and is now {value}: the run goes on, but not bit for bit", stacklevel=3)
+    run.model.load_state_dict(saved["model"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    for hook, state in zip(run.before_step + run.after_step, saved["hooks"], strict=True):
+        if state:
+            hook.load_state_dict(state)
+    run.losses.copy_(saved["losses"])
+    run.step = saved["step"]
+    set_random_state(saved["random"], run.device)
+
+
+def check_losses(run: "Run", first: int) -> None:
+    """Raises `FloatingPointError` naming the step, from `first` on, at which the loss stopped being a number."""
+    bad = ~run.losses[first : run.step].isfinite()
+    if bad.any():
+        step = first + int(bad.int().argmax())
+        raise FloatingPointError(
+            f"the loss is {run.losses[step].item()} at step {step}; lower lr or warm up for longer"
+        )
+
+
+def environment(run: "Run") -> dict[str, str]:
+    """What the last bits of a result depend on beside the recipe."""
+    return {
+        "device": run.device.type,
+        "precision": run.recipe.precision,
+        "threads": str(torch.get_num_threads()),
+        "torch": str(torch.__version__),
+        "float32 products": torch.get_float32_matmul_precision(),
+    }
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The states of torch's default generators that a run draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    """The reverse of `random_state`; a state of another device is left out."""
+    torch.set_rng_state(state["cpu"])
+    if device.type in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[device.type])
