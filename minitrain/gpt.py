@@ -184,7 +184,7 @@ class GPT(nn.Module):
     def features(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T C"]:
         """What the head reads."""
         T = tokens.shape[1]
-        if T > self.context:
+        if self.context < T:
             raise ValueError(f"{T} tokens do not fit into this model's context of {self.context}; cut the input")
         x = self.embedding(tokens)
         if self.positions is not None:

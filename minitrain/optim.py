@@ -202,6 +202,18 @@ class Optimizer(torch.optim.Optimizer):
         """The filter that turns this optimizer's gradients into updates; see `Filter`."""
         raise TypeError(f"{type(self).__name__} names no momentum filter, so its equilibrium cannot be predicted")
 
+    def equilibrium_rotation(self, group: dict[str, Any]) -> float | None:
+        """The angle per step, in radians, that the group's neurons settle at under its present values.
+
+        None without decay, and where the angle depends on the gradients' size (Adam with L2).
+        """
+        lr, weight_decay = group["lr"], group["weight_decay"]
+        if weight_decay and self.step_rule is decay_by_lr:
+            return equilibrium(self.momentum_filter(group), lr, weight_decay, fan_in=1).rotation
+        if weight_decay and self.input_rule is l2_gradient and self.direction is sgdm:
+            return equilibrium_l2(self.momentum_filter(group), lr, weight_decay, unit_gradient=1.0).rotation
+        return None
+
 
 def needed(part: Callable, group: dict[str, Any]) -> dict[str, Any]:
     """The hyper-parameters that `part` asks for by keyword-only arguments, from `group`."""

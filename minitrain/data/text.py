@@ -112,7 +112,7 @@ def encode(text: str) -> Tensor:
     return torch.tensor([list(text.encode())])
 
 
-def decode(tokens: Tensor) -> str:
+def decode(tokens: Tensor | np.ndarray) -> str:
     """The text of one row of bytes; a broken UTF-8 sequence becomes a replacement mark."""
     return bytes(tokens.tolist()).decode(errors="replace")
 

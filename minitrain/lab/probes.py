@@ -42,7 +42,10 @@ class Rotation:
             name: angle(rows(self.old[name], row_dims), rows(w.detach(), row_dims)).square().nanmean().sqrt()
             for name, w, row_dims in self.weights(run)
         }
-        return {"rotation": dict(zip(turned, torch.stack(list(turned.values())).tolist(), strict=True))}
+        result = {"rotation": dict(zip(turned, torch.stack(list(turned.values())).tolist(), strict=True))}
+        group = next(g for g in run.optimizer.param_groups if g.get("name") == self.group)
+        predict = getattr(run.optimizer, "equilibrium_rotation", lambda group: None)
+        return result if predict(group) is None else {**result, "predicted_rotation": predict(group)}
 
     def weights(self, run: "Run") -> list[tuple[str, Tensor, int]]:
         """Name, weight and `row_dims` of each measured parameter."""

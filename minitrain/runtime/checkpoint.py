@@ -4,7 +4,6 @@ A run's folder keeps the newest two, `checkpoints/00000250.pt`, each written who
 running code (`weights_only=True`). Plain weights are exported as safetensors.
 """
 
-import os
 import pickle
 import warnings
 import zipfile
@@ -52,9 +51,9 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
 
 def export_weights(model: nn.Module, path: Path | str) -> None:
     """Writes the model's plain weights as safetensors, tied tensors once."""
-    temporary = Path(f"{path}.tmp")
-    safetensors.torch.save_model(model, str(temporary))
-    os.replace(temporary, path)
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name in named}
+    write_atomically(Path(path), lambda file: file.write(safetensors.torch.save(weights)))
 
 
 def load_weights(model: nn.Module, path: Path | str) -> None:

@@ -34,8 +34,8 @@ def open_folder(run: "Run", folder: Path | str | None, resume: bool) -> None:
         raise FileNotFoundError(
             f"{folder} holds no run to resume; check the path, or start a run there without --resume"
         )
-    if metrics.exists() and not resume:
-        raise FileExistsError(f"{folder} already holds a run; go on with it by --resume, or choose another folder")
+    if not resume:
+        refuse_to_overwrite(run.folder)
     kept: list[str] = []
     if resume and checkpoints(run.folder):
         restore(run, load_checkpoint(run.folder))
@@ -44,6 +44,12 @@ def open_folder(run: "Run", folder: Path | str | None, resume: bool) -> None:
     write_text(metrics, "".join(f"{line}\n" for line in kept))  # the steps after the checkpoint will be taken again
     facts = {**describe(run.recipe), "data digest": run.data.digest, **environment(run)}
     write_text(run.folder / "recipe.txt", "".join(f"{name}: {text}\n" for name, text in facts.items()))
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raises `FileExistsError` where a folder already holds a run."""
+    if (folder / "metrics.jsonl").exists():
+        raise FileExistsError(f"{folder} already holds a run; go on with it by --resume, or choose another folder")
 
 
 def log(run: "Run", metrics: dict[str, Any]) -> None:

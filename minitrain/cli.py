@@ -1,0 +1,305 @@
+"""The `minitrain` command: options with plain values in, a `Recipe` out. torch is imported only once there is work."""
+
+import dataclasses
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from minitrain.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model."""
+
+    depth: int | None = None
+    """Number of blocks, the one dial: width and heads follow from it (4 where neither depth nor width is given)."""
+    width: int | None = None
+    """Channels; 32 per block unless given."""
+    heads: int | None = None
+    """Attention heads; 32 channels each unless given, 64 from width 384 on."""
+    context: int = 64
+    """Tokens the model sees at once."""
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm or LayerNorm before each half of a block."""
+    mlp: Literal["relu-squared", "gelu", "swiglu"] = "relu-squared"
+    """What the second half of a block computes."""
+    attention: Literal["fastest", "textbook", "sdpa"] = "fastest"
+    """Which code computes attention; all compute the same."""
+    qk_norm: bool = True
+    """Normalize queries and keys."""
+    positions: Literal["rotary", "learned"] = "rotary"
+    """Rotary turns, or a learned table."""
+    tied: bool = False
+    """Use the embedding as the head."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training."""
+
+    data: Path | None = None
+    """A text file, or a folder of them. Without it: the source of Python's standard library."""
+    steps: int = 1500
+    """How many steps."""
+    batch_size: int = 1024
+    """Tokens per step."""
+    micro_batch_size: int | None = None
+    """Tokens that go through the model at once; the gradient is accumulated over the batch."""
+    optimizer: Literal["adamw", "adam", "lion", "sgd"] = "adamw"
+    """adam takes its decay as L2; sgd has Nesterov momentum 0.9 and L2."""
+    lr: float | None = None
+    """Peak learning rate; without it, what suits the optimizer and the small model."""
+    weight_decay: float | None = None
+    """Decay of the matrices inside blocks; without it, what suits the optimizer."""
+    betas: tuple[float, float] | None = None
+    """The two averages of adamw, adam and lion."""
+    schedule: Literal["constant", "wsd", "cosine", "linear", "exponential", "inverse-sqrt", "one-cycle"] = "wsd"
+    """How the learning rate moves."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises (not for one-cycle)."""
+    cooldown: float = 0.5
+    """Share of the steps in which it falls at the end (wsd and exponential)."""
+    shape: Literal["linear", "one-minus-sqrt", "lowered-linear", "cosine", "mirror-cosine", "square"] = "linear"
+    """The shape of the fall (wsd)."""
+    clip: float = 1.0
+    """Largest joint norm of the gradients; 0 does not clip."""
+    seed: int = 0
+    """Sets the initial weights and the order of the data."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine."""
+
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes the fastest there is."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """The precision of matrix products; auto takes bf16 where the hardware is fast at it."""
+    threads: int | None = None
+    """Threads on a CPU; at most 4 unless given."""
+    compile: bool = False
+    """Compile the model first: minutes on a CPU, worth it for long runs."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a GPT on text."""
+
+    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = Model()
+    training: Annotated[Training, tyro.conf.OmitArgPrefixes] = Training()
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine()
+    out: Path | None = None
+    """The run's folder; without it, the next free one in runs/."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with its own options."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train a small GPT on Python's own source in about a minute, and watch what the optimizer does."""
+
+    seed: int = 0
+    """Another seed gives another run."""
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine()
+    out: Path | None = None
+    """The run's folder; without it, the next free one in runs/."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Let a trained model write."""
+
+    folder: tyro.conf.Positional[Path]
+    """The folder of a run."""
+    prompt: str = "def "
+    """What the text begins with."""
+    tokens: int = 400
+    """How many bytes to write."""
+    temperature: float = 0.8
+    """0 always takes the likeliest byte; 1 draws from the model's own probabilities."""
+    top_k: int | None = None
+    """Draw from the k likeliest bytes only."""
+    seed: int = 0
+    """Another seed draws another text."""
+
+
+# Peak learning rate and decay that suit a GPT of about 1 M parameters and 1500 steps of 1024 tokens.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "adamw": {"lr": 6e-3, "weight_decay": 0.5, "betas": (0.9, 0.95)},
+    "adam": {"lr": 6e-3, "weight_decay": 1e-4, "betas": (0.9, 0.95)},
+    "lion": {"lr": 1e-3, "weight_decay": 3.0, "betas": (0.9, 0.95)},
+    "sgd": {"lr": 0.3, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True},
+}
+
+
+def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16"]) -> "Recipe":
+    """The recipe that the options name. Raises `ValueError` with one sentence where they do not fit together."""
+    import torch.nn.functional as F
+    from torch import nn
+
+    from minitrain import gpt, optim, schedules
+    from minitrain.data.text import own_text, standard_library
+    from minitrain.recipe import Recipe
+    from minitrain.runtime.attention import causal_attention
+    from minitrain.train import ClipGradNorm
+
+    build_model = partial(
+        gpt.GPT,
+        depth=model.depth,
+        width=model.width,
+        heads=model.heads,
+        context=model.context,
+        norm={"rms": nn.RMSNorm, "layer": gpt.LayerNorm}[model.norm],
+        mlp={"relu-squared": gpt.MLP, "gelu": partial(gpt.MLP, activation=F.gelu), "swiglu": gpt.SwiGLU}[model.mlp],
+        attend={
+            "fastest": causal_attention,
+            "textbook": gpt.textbook_attention,
+            "sdpa": partial(F.scaled_dot_product_attention, is_causal=True),
+        }[model.attention],
+        qk_norm=gpt.UnitRMSNorm if model.qk_norm else nn.Identity,
+        learned_positions=model.positions == "learned",
+        tied=model.tied,
+    )
+    hyper = dict(DEFAULTS[training.optimizer])
+    for name in ("lr", "weight_decay", "betas"):
+        if (value := getattr(training, name)) is not None:
+            if name not in hyper:
+                raise ValueError(f"{training.optimizer} has no {name}; leave it out or choose another optimizer")
+            hyper[name] = value
+    optimizers = {"adamw": optim.AdamW, "adam": optim.Adam, "lion": optim.Lion, "sgd": optim.SGD}
+    text = partial(own_text, path=str(training.data)) if training.data else standard_library
+    if not 0 <= training.clip < float("inf"):
+        raise ValueError(f"clip must be a number above 0, or 0 to not clip, not {training.clip}")
+    return Recipe(
+        build_model=build_model,
+        data=partial(text, context=model.context),
+        steps=training.steps,
+        batch_size=training.batch_size,
+        micro_batch_size=training.micro_batch_size,
+        make_optimizer=partial(optimizers[training.optimizer], **hyper),
+        schedules={("*", "lr"): schedule_of(training, schedules)},
+        before_step=(partial(ClipGradNorm, max_norm=training.clip),) if training.clip else (),
+        precision=precision,
+        seed=training.seed,
+    )
+
+
+def schedule_of(training: Training, schedules: Any) -> partial:
+    """The learning rate's multiplier as a function of the step."""
+    for name in ("warmup", "cooldown"):
+        if not 0 <= getattr(training, name) <= 1:
+            raise ValueError(f"{name} is a share of the steps, from 0 to 1, not {getattr(training, name)}")
+    steps, warmup = training.steps, round(training.warmup * training.steps)
+    cooldown = round(training.cooldown * training.steps)
+    shapes = {
+        "linear": schedules.linear,
+        "one-minus-sqrt": schedules.one_minus_sqrt,
+        "lowered-linear": schedules.lowered_linear,
+        "cosine": schedules.cosine_shape,
+        "mirror-cosine": schedules.mirror_cosine,
+        "square": schedules.square,
+    }
+    schedule = {
+        "constant": partial(schedules.constant, warmup=warmup),
+        "wsd": partial(
+            schedules.warmup_stable_decay, steps=steps, warmup=warmup, cooldown=cooldown, shape=shapes[training.shape]
+        ),
+        "cosine": partial(schedules.cosine, steps=steps, warmup=warmup),
+        "linear": partial(schedules.linear_to_floor, steps=steps, warmup=warmup),
+        "exponential": partial(schedules.exponential_decay, steps=steps, warmup=warmup, cooldown=cooldown),
+        "inverse-sqrt": partial(schedules.inverse_sqrt, warmup=max(warmup, 1)),
+        "one-cycle": partial(schedules.one_cycle, steps=steps),
+    }[training.schedule]
+    schedule(0)  # raises where the parts do not fit
+    return schedule
+
+
+def run_train(options: Train, argv: list[str]) -> None:
+    """`minitrain train`."""
+    from minitrain.demo import train_and_report
+
+    folder = options.resume or options.out or next_free_folder("train")
+    if options.resume:  # the run's own options, with what the command line says on top
+        stored = read_options(options.resume)
+        options = tyro.cli(Train, args=argv, default=dataclasses.replace(stored, resume=options.resume))
+    train_and_report(options, folder, resume=options.resume is not None)
+
+
+def next_free_folder(name: str) -> Path:
+    """`runs/NAME`, `runs/NAME-2`, and so on."""
+    candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
+    return next(path for path in candidates if not path.exists())
+
+
+def write_options(folder: Path, options: Train) -> None:
+    """Stores what was asked for, for `--resume` and `minitrain sample`."""
+    from minitrain.runtime.files import write_text
+
+    parts = {name: dataclasses.asdict(getattr(options, name)) for name in ("model", "training", "machine")}
+    write_text(folder / "options.json", json.dumps(parts, indent=1, default=str) + "\n")
+
+
+def read_options(folder: Path) -> Train:
+    """What `write_options` stored. Raises `FileNotFoundError` or `ValueError` where that is not to be had."""
+    path = folder / "options.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not the folder of a run (it has no options.json); give one that is")
+    try:
+        parts = json.loads(path.read_text())
+        training = parts["training"]
+        training["data"] = training["data"] and Path(training["data"])
+        training["betas"] = training["betas"] and tuple(training["betas"])
+        return Train(Model(**parts["model"]), Training(**training), Machine(**parts["machine"]))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged; start the run again") from None
+
+
+def run_sample(options: Sample) -> None:
+    """`minitrain sample`."""
+    from minitrain.demo import write_text_of
+
+    if options.tokens < 1:
+        raise ValueError(f"tokens must be at least 1, not {options.tokens}")
+    print(write_text_of(options))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command. Bad input ends in one sentence and exit code 2, never in a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    warnings.showwarning = print_warning  # ty: ignore[invalid-assignment]
+    options = tyro.cli(
+        Demo | Train | Sample,
+        args=argv,
+        prog="minitrain",
+        description="Learn what an optimizer's update really does.",
+    )
+    try:
+        if isinstance(options, Sample):
+            run_sample(options)
+        elif isinstance(options, Demo):
+            from minitrain.demo import run_demo
+
+            run_demo(options)
+        else:
+            run_train(options, argv[1:])
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+        sys.exit(complaint(error))
+
+
+def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line, without the place in the source."""
+    print(f"minitrain: {message}", file=sys.stderr)
+
+
+def complaint(error: Exception) -> int:
+    """Prints one sentence about an error; the exit code of bad input."""
+    print(f"minitrain: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
