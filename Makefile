@@ -20,10 +20,11 @@ test-all: .venv/ready-test
 lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check minitrain benchmarks bootstrap.py
+	$(BIN)/ty check minitrain benchmarks docs bootstrap.py
 	$(BIN)/codespell
 
 docs: .venv/ready-docs  # never with -q, which hides the warnings that --strict counts
+	$(BIN)/python docs/tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/ready

@@ -136,7 +136,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 6e-3, "weight_decay": 0.5, "betas": (0.9, 0.95)},
     "adam": {"lr": 6e-3, "weight_decay": 1e-4, "betas": (0.9, 0.95)},
     "lion": {"lr": 1e-3, "weight_decay": 3.0, "betas": (0.9, 0.95)},
-    "sgd": {"lr": 0.3, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True},
+    "sgd": {"lr": 0.5, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True},
 }
 
 
@@ -222,17 +222,6 @@ def schedule_of(training: Training, schedules: Any) -> partial:
     return schedule
 
 
-def run_train(options: Train, argv: list[str]) -> None:
-    """`minitrain train`."""
-    from minitrain.demo import train_and_report
-
-    folder = options.resume or options.out or next_free_folder("train")
-    if options.resume:  # the run's own options, with what the command line says on top
-        stored = read_options(options.resume)
-        options = tyro.cli(Train, args=argv, default=dataclasses.replace(stored, resume=options.resume))
-    train_and_report(options, folder, resume=options.resume is not None)
-
-
 def next_free_folder(name: str) -> Path:
     """`runs/NAME`, `runs/NAME-2`, and so on."""
     candidates = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 10_000))
@@ -262,15 +251,6 @@ def read_options(folder: Path) -> Train:
         raise ValueError(f"{path} is damaged; start the run again") from None
 
 
-def run_sample(options: Sample) -> None:
-    """`minitrain sample`."""
-    from minitrain.demo import write_text_of
-
-    if options.tokens < 1:
-        raise ValueError(f"tokens must be at least 1, not {options.tokens}")
-    print(write_text_of(options))
-
-
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Bad input ends in one sentence and exit code 2, never in a traceback."""
     argv = sys.argv[1:] if argv is None else argv
@@ -282,16 +262,20 @@ def main(argv: list[str] | None = None) -> None:
         description="Learn what an optimizer's update really does.",
     )
     try:
-        if isinstance(options, Sample):
-            run_sample(options)
-        elif isinstance(options, Demo):
-            from minitrain.demo import run_demo
+        if (
+            isinstance(options, Train) and options.resume
+        ):  # the run's own options, with what the command line says on top
+            stored = dataclasses.replace(read_options(options.resume), resume=options.resume)
+            options = tyro.cli(Train, args=argv[1:], prog="minitrain train", default=stored)
+        from minitrain import commands
 
-            run_demo(options)
-        else:
-            run_train(options, argv[1:])
+        commands.carry_out(options)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        sys.exit(complaint(error))
+        sys.exit(complaint(str(error)))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise  # a defect, to be seen whole
+        sys.exit(complaint("there is not enough memory for this; lower micro_batch_size, batch_size, depth or context"))
 
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -299,7 +283,7 @@ def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"minitrain: {message}", file=sys.stderr)
 
 
-def complaint(error: Exception) -> int:
-    """Prints one sentence about an error; the exit code of bad input."""
-    print(f"minitrain: {' '.join(str(error).split())}", file=sys.stderr)
+def complaint(sentence: str) -> int:
+    """Prints one sentence on one line; returns the exit code of bad input."""
+    print(f"minitrain: {' '.join(sentence.split())}", file=sys.stderr)
     return 2

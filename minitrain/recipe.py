@@ -8,7 +8,7 @@ would say tomorrow what ran today, and is refused.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,16 @@ from torch import Tensor, nn
 from minitrain.optim import AdamW
 
 
+@runtime_checkable
 class Data(Protocol):
-    """What the loop asks of a data set. `row_size`: how many tokens a row trains on (1 for images)."""
+    """What the loop asks of a data set."""
 
     row_size: int
+    """How many tokens a row trains on; 1 for images."""
+    size: int
+    """How many tokens (or images) there are to train on."""
     digest: str
+    """Tells this data from any other."""
 
     def batch(self, seed: int, step: int, rows: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of one step, a pure function of its arguments."""
@@ -96,6 +101,8 @@ class Recipe:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} must divide batch_size {self.batch_size}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed must be a whole number, 0 or above, not {self.seed!r}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}")
         describe(self)  # refuses what has no name

@@ -144,7 +144,9 @@ def towards(floor: float, height: float) -> float:
 
 def check(steps: int, warmup: int, cooldown: int, floor: float) -> None:
     """Raises `ValueError` where the parts of a schedule do not fit."""
-    if steps < 1 or warmup < 0 or cooldown < 0 or warmup + cooldown > steps:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, not {steps}")
+    if warmup < 0 or cooldown < 0 or warmup + cooldown > steps:
         raise ValueError(f"warmup {warmup} and cooldown {cooldown} do not fit into {steps} steps; shorten one of them")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor is a share of the peak learning rate, from 0 to 1, not {floor}")
@@ -153,10 +155,13 @@ def check(steps: int, warmup: int, cooldown: int, floor: float) -> None:
 def set_schedules(
     optimizer: torch.optim.Optimizer, schedules: Mapping[tuple[str, str], Callable[[int], Any]], step: int
 ) -> None:
-    """Sets every scheduled value for `step`: floats as multiples of the initial ones. A group's own entry beats "*"."""
+    """Sets every scheduled value for `step`: floats as multiples of the initial ones. A group's own entry beats "*".
+
+    The initial value of `lr` is kept in the group as `initial_lr`, as torch's schedulers do, and so for any key.
+    """
     for group in optimizer.param_groups:
-        for key, initial in group["initial"].items():
-            schedule = schedules.get((group.get("name"), key)) or schedules.get(("*", key))
-            if schedule is not None:
-                value = schedule(step)
+        own = {key for name, key in schedules if name == group.get("name")}
+        for (name, key), schedule in schedules.items():
+            if key in group and (name == group.get("name") or (name == "*" and key not in own)):
+                initial, value = group.setdefault(f"initial_{key}", group[key]), schedule(step)
                 group[key] = initial * value if isinstance(initial, float | int) else value

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class Run:
         return self.step == self.recipe.steps
 
 
+@runtime_checkable
 class Probe(Protocol):
     """A measurement, every `every` steps, that leaves weights, state and random numbers as they are."""
 
@@ -88,15 +89,17 @@ def build(recipe: Recipe, device: str | torch.device = "cpu") -> Run:
     data = recipe.data()
     row = data.row_size
     if recipe.batch_size % row or (recipe.micro_batch_size or 0) % row:
-        raise ValueError(f"batch_size and micro_batch_size count tokens; make both multiples of the {row} in a row")
+        raise ValueError(f"batch_size and micro_batch_size count tokens; make both multiples of the context, {row}")
+    if recipe.batch_size > data.size:
+        raise ValueError(
+            f"batch_size {recipe.batch_size:,} is larger than the {data.size:,} tokens there are to train on"
+        )
     groups = recipe.param_groups(model)
     check_ownership(model, groups)
     optimizer = recipe.make_optimizer(groups)
     for name, key in recipe.schedules:
         if not any(name in ("*", group.get("name")) and key in group for group in optimizer.param_groups):
             raise ValueError(f"the schedule of {key!r} in {name!r} fits no parameter group; check both names")
-    for group in optimizer.param_groups:
-        group["initial"] = {key: group[key] for _, key in recipe.schedules if key in group}
     return Run(
         recipe, model, data, optimizer,
         before_step=[make() for make in recipe.before_step],
@@ -135,6 +138,7 @@ def train(
     with bar, stop_requests() as stop_requested:
         if run.step == 0:
             log(run, {"val_loss": evaluate(run)})
+        # --8<-- [start:loop]
         while not run.finished and not stop_requested():
             due = [probe for probe in probes if (run.step + 1) % probe.every == 0]
             for probe in due:
@@ -162,11 +166,13 @@ def train(
             if now(checkpoint_every):
                 save(run)
             bar.update(recipe.batch_size)
+        # --8<-- [end:loop]
         if not run.finished:
             save(run)
     return run
 
 
+# --8<-- [start:gradient]
 def gradient(run: Run, forward: Callable[[Tensor], Tensor]) -> Tensor:
     """Accumulates the batch's gradient in `.grad` and returns the batch's mean loss, without waiting for the device."""
     recipe, row = run.recipe, run.data.row_size
@@ -179,6 +185,9 @@ def gradient(run: Run, forward: Callable[[Tensor], Tensor]) -> Tensor:
         loss.backward()
         total += loss.detach()
     return total
+
+
+# --8<-- [end:gradient]
 
 
 @torch.no_grad()

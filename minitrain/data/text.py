@@ -40,7 +40,7 @@ class Text:
                 f"a text of {len(text):,} bytes is too short for a context of {context}: its last tenth is for validation "
                 f"and must hold a window; give at least {shortest:,} bytes or a shorter context"
             )
-        self.row_size = context
+        self.row_size, self.size = context, len(self.train_tokens)
         self.digest = hashlib.sha256(text).hexdigest()
 
     def batch(self, seed: int, step: int, rows: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the command shows: the demo, a training run with its report, and the samples of a trained model."""
+"""What `minitrain demo`, `train` and `sample` do, and all that they show; `cli.py` is where their options come from."""
 
 import json
 import math
@@ -37,6 +37,17 @@ from minitrain.train import Run, build, evaluation_model, train
 PROMPT = "def "
 SECONDS_BETWEEN_SAMPLES = 15
 T_99_WITH_7_DEGREES = 3.4995  # Student's t: 99 % lie within so many standard deviations, when 8 runs gave them
+
+
+def carry_out(options: Demo | Train | Sample) -> None:
+    """Carries out a command."""
+    if isinstance(options, Demo):
+        run_demo(options)
+    elif isinstance(options, Sample):
+        run_sample(options)
+    else:
+        folder = options.resume or options.out or next_free_folder("train")
+        train_and_report(options, folder, resume=options.resume is not None)
 
 
 def run_demo(options: Demo) -> None:
@@ -184,15 +195,15 @@ def python_accepts(line: str) -> bool:
     return False
 
 
-def write_text_of(options: Sample) -> str:
-    """`minitrain sample`: what the model of a run's newest checkpoint writes."""
-    stored = read_options(options.folder)
-    saved = load_checkpoint(options.folder)
+def run_sample(options: Sample) -> None:
+    """`minitrain sample`: prints what the model of a run's newest checkpoint writes."""
+    if options.tokens < 1:
+        raise ValueError(f"tokens must be at least 1, not {options.tokens}")
+    stored, saved = read_options(options.folder), load_checkpoint(options.folder)
     run = build(recipe_of(stored.model, stored.training, "fp32"))
     run.model.load_state_dict(saved["model"])
-    return printable(
-        draw(run, options.prompt, options.tokens, options.temperature, options.top_k, seed=options.seed)[0]
-    )
+    text = draw(run, options.prompt, options.tokens, options.temperature, options.top_k, seed=options.seed)[0]
+    print(printable(text))
 
 
 # --- the expected band -------------------------------------------------------------------------------------------------
@@ -213,7 +224,7 @@ def ask_for_guess() -> float | None:
 
 def expected_band(version: str) -> tuple[float, float, str]:
     """Lowest and highest bits per byte that 99 of 100 runs end between, and which Python's source that was measured on."""
-    results: dict[str, Any] = json.loads(files("minitrain").joinpath("demo.json").read_text())["bits_per_byte"]
+    results: dict[str, Any] = json.loads(files("minitrain").joinpath("demo.json").read_text())["bf16"]
     measured = version if version in results else max(results, key=lambda v: tuple(map(int, v.split("."))))
     values = results[measured]
     reach = T_99_WITH_7_DEGREES * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))

@@ -1,0 +1,272 @@
+"""A run small enough to be taken many times, and toy hooks and probes for it; all module-level, so recipes can name them."""
+
+import copy
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import minitrain
+from minitrain.data.text import Text
+from minitrain.gpt import GPT, MLP
+from minitrain.optim import AdamW
+from minitrain.recipe import Recipe
+from minitrain.schedules import warmup_stable_decay
+from minitrain.train import ClipGradNorm, Run, build, train
+
+CONTEXT, VOCAB, STEPS = 16, 64, 20
+TEXT = bytes((i * i // 7 + i // 5) % VOCAB for i in range(2000))
+
+
+def tiny_text() -> Text:
+    return Text(TEXT, CONTEXT)
+
+
+def tiny_gpt(mlp: Any = MLP, tied: bool = False, width: int = 32) -> GPT:
+    return GPT(vocab_size=VOCAB, depth=1, width=width, context=CONTEXT, mlp=mlp, tied=tied)
+
+
+def mlp_with_dropout(width: int) -> nn.Module:
+    """Draws from the default generator in every training step."""
+    return nn.Sequential(MLP(width), nn.Dropout(0.3))
+
+
+dropout_gpt = partial(tiny_gpt, mlp=mlp_with_dropout)
+
+BASE = Recipe(
+    build_model=tiny_gpt,
+    data=tiny_text,
+    steps=STEPS,
+    batch_size=4 * CONTEXT,
+    make_optimizer=partial(AdamW, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1),
+    schedules={("*", "lr"): partial(warmup_stable_decay, steps=STEPS, warmup=4, cooldown=6)},
+    before_step=(partial(ClipGradNorm, 0.3),),  # low enough to act in every step
+)
+
+
+class Averaging:
+    """An `after_step` hook with state: a running mean of the weights, offered for evaluation."""
+
+    def __init__(self, beta: float = 0.8):
+        self.beta = beta
+        self.mean: dict[str, Tensor] = {}
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for name, p in model.named_parameters():
+            self.mean.setdefault(name, p.detach().clone()).lerp_(p.detach(), 1 - self.beta)
+
+    def evaluation_copy(self, model: nn.Module) -> nn.Module:
+        averaged = copy.deepcopy(model)
+        averaged.load_state_dict(self.mean, strict=False)
+        return averaged
+
+    def metrics(self) -> dict[str, float]:
+        return {"mean_norm": sum(float(x.norm()) for x in self.mean.values())}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.mean
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.mean = {name: x.clone() for name, x in state.items()}
+
+
+class Poison:
+    """An `after_step` hook that makes one weight `value` after `step` steps."""
+
+    def __init__(self, step: int, value: float = float("nan")):
+        self.step, self.value, self.taken = step, value, 0
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.taken += 1
+        if self.taken == self.step:
+            with torch.no_grad():
+                next(model.parameters()).fill_(self.value)
+
+
+class At:
+    """A probe that calls `act()` after `step` steps; a probe, because a recipe with another hook is another run."""
+
+    every = 1
+
+    def __init__(self, step: int, act: Any):
+        self.step, self.act = step, act
+
+    def before(self, run: Run) -> None:
+        pass
+
+    def after(self, run: Run) -> None:
+        if run.step == self.step:
+            self.act()
+
+
+def stop_at(step: int, number: int = signal.SIGTERM) -> At:
+    return At(step, partial(signal.raise_signal, number))
+
+
+VARIANTS = {
+    "fp32": BASE,
+    "bf16": replace(BASE, precision="bf16"),
+    "accumulated": replace(BASE, micro_batch_size=CONTEXT),
+    "dropout": replace(BASE, build_model=dropout_gpt, micro_batch_size=2 * CONTEXT),
+    "averaged": replace(BASE, after_step=(Averaging,)),
+}
+
+# Grids that do not divide each other, so that a stop falls on and off each of them.
+train_small = partial(train, log_every=4, evaluate_every=5, checkpoint_every=6)
+
+
+def train_in(folder: Path, recipe: Recipe = BASE, **options: Any) -> Run:
+    return train_small(recipe, folder=folder, **options)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit for bit the same, all the way down; NaN is equal to NaN."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
+    return type(a) is type(b) and a == b
+
+
+# --- what needs a process of its own ----------------------------------------------------------------------------------
+
+
+def in_own_process(call: str) -> str:
+    """What a call of a function of this module prints, in a process without the test suite's checks of types and shapes."""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(minitrain.__file__).parent.parent)])
+    found = subprocess.run(
+        [sys.executable, "-c", f"import small; small.{call}"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def compile_and_compare() -> None:
+    """Prints the largest difference between a compiled and an eager run's losses."""
+    torch.set_num_threads(1)
+    print(float((train_small(BASE, compile=True).losses - train_small(BASE).losses).abs().max()))
+
+
+# --- being killed: forks of that process, which need not import torch again ------------------------------------------
+
+
+def long(recipe: Recipe, steps: int) -> Recipe:
+    """The same with more steps, so that a kill has time to strike anywhere."""
+    schedule = partial(warmup_stable_decay, steps=steps, warmup=4, cooldown=6)
+    return replace(recipe, steps=steps, schedules={("*", "lr"): schedule})
+
+
+def start_or_resume(folder: Path, recipe: Recipe) -> None:
+    """As a person would who finds the folder after a crash."""
+    train_in(folder, recipe, resume=(folder / "metrics.jsonl").exists())
+
+
+def fork(act: Callable[[], object]) -> int:
+    """Runs `act()` in a fork of this process, where a warning is an error; the fork's id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            warnings.simplefilter("error")
+            act()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return child
+
+
+def import_everything() -> None:
+    """What a run imports only when it starts, torch's optimizers above all; without a backward pass, so without threads."""
+    torch.set_num_threads(1)
+    build(BASE)
+
+
+def killed(child: int) -> bool:
+    """Waits for a fork; whether SIGKILL ended it. Any other failure is an error."""
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"a run failed with status {status}")
+    return status != 0
+
+
+def die_at_file_operation(number: int, folder: Path) -> None:
+    """Has this process kill itself before the `number`-th opening, flushing, renaming or removing of a file in `folder`."""
+    left, fsync = number, os.fsync
+
+    def count(half_written: int | None = None) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            if half_written is not None:
+                os.truncate(half_written, os.fstat(half_written).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.rename", "os.remove") and str(arguments[0]).startswith(str(folder)):
+            count()
+
+    def flush(file: int) -> None:
+        count(half_written=file)
+        fsync(file)
+
+    sys.addaudithook(audit)
+    os.fsync = flush
+
+
+def run_until_killed(folder: Path, recipe: Recipe, operation: int) -> None:
+    die_at_file_operation(operation, folder)
+    start_or_resume(folder, recipe)
+
+
+def kill_again_and_again(folder: str, variant: str, first: int = 1, stride: int = 1) -> None:
+    """One history: killed at its `first` file operation, resumed, killed `stride` later than that, and so on to its end."""
+    import_everything()
+    operation = first
+    while killed(fork(partial(run_until_killed, Path(folder), VARIANTS[variant], operation))):
+        operation += stride
+    print(operation)
+
+
+def kill_once_at_each_operation(folder: str, variant: str) -> None:
+    """One history for each file operation: killed there, then resumed to the end. Prints how many there were."""
+    import_everything()
+    operation = 1
+    while killed(fork(partial(run_until_killed, Path(folder, str(operation)), VARIANTS[variant], operation))):
+        killed(fork(partial(start_or_resume, Path(folder, str(operation)), VARIANTS[variant])))
+        operation += 1
+    print(operation - 1)
+
+
+def kill_at_random_times(folder: str, variant: str, steps: int, seed: int, kills: int) -> None:
+    """One history: up to `kills` kills after random delays, then on to the end. Prints how many of them struck."""
+    import_everything()
+    chance, recipe = random.Random(seed), long(VARIANTS[variant], steps)
+    begin = time.perf_counter()
+    killed(fork(partial(start_or_resume, Path(folder, "timed"), recipe)))
+    seconds, struck = time.perf_counter() - begin, 0
+    for _ in range(kills):
+        child = fork(partial(start_or_resume, Path(folder, "killed"), recipe))
+        time.sleep(chance.uniform(0, 0.5 * seconds))
+        os.kill(child, signal.SIGKILL)
+        struck += killed(child)
+    killed(fork(partial(start_or_resume, Path(folder, "killed"), recipe)))
+    print(struck)

@@ -1,0 +1,304 @@
+"""The command: what it writes, what it says, and one sentence for every kind of bad input."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from minitrain import cli, commands
+from minitrain.cli import Demo, Machine, Model, Train, Training
+from minitrain.lab.plots import draw_run
+from minitrain.recipe import describe, difference
+from minitrain.runtime.checkpoint import checkpoints
+
+TINY = ["--depth", "1", "--width", "32", "--context", "16", "--batch-size", "64", "--steps", "6", "--threads", "1"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"def f{i}(x):\n    return x + {i}\n" for i in range(200)))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The command sets threads, precision and the printing of warnings; put them back, and keep `runs/` out of here."""
+    import warnings
+
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision(), warnings.showwarning
+    monkeypatch.chdir(tmp_path)
+    yield
+    torch.set_num_threads(before[0])
+    torch.set_float32_matmul_precision(before[1])
+    warnings.showwarning = before[2]
+
+
+def outcome(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and standard error of a command."""
+    try:
+        cli.main(arguments)
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    return code, capsys.readouterr().err
+
+
+BAD = {  # arguments after TINY, and what the sentence must name
+    "lr negative": (["--lr", "-0.1"], ["lr", "-0.1", "above 0"]),
+    "lr zero": (["--lr", "0"], ["lr", "0", "above 0"]),
+    "lr nan": (["--lr", "nan"], ["lr", "nan", "above 0"]),
+    "lr word": (["--lr", "fast"], ["--lr", "fast"]),
+    "decay nan": (["--weight-decay", "nan"], ["weight_decay", "nan"]),
+    "betas": (["--betas", "0.9", "1.5"], ["betas", "1.5"]),
+    "betas of sgd": (["--optimizer", "sgd", "--betas", "0.9", "0.9"], ["sgd", "betas"]),
+    "clip nan": (["--clip", "nan"], ["clip", "nan"]),
+    "warmup nan": (["--warmup", "nan"], ["warmup", "nan"]),
+    "warmup and cooldown": (["--warmup", "0.9"], ["warmup", "cooldown", "6 steps"]),
+    "steps zero": (["--steps", "0"], ["steps", "at least 1", "0"]),
+    "steps fraction": (["--steps", "1.5"], ["--steps", "1.5"]),
+    "seed negative": (["--seed", "-1"], ["seed", "-1"]),
+    "heads": (["--heads", "3"], ["32", "3 heads"]),
+    "depth zero": (["--depth", "0"], ["depth", "at least 1", "0"]),
+    "context zero": (["--context", "0"], ["context", "at least 1"]),
+    "context longer than the data": (["--context", "9000", "--batch-size", "9000"], ["too short", "9000"]),
+    "batch not in rows": (["--batch-size", "65"], ["batch_size", "multiples", "16"]),
+    "batch larger than the split": (["--batch-size", "1600000"], ["batch_size", "1,600,000", "larger"]),
+    "micro batch": (["--micro-batch-size", "48"], ["micro_batch_size", "48", "divide"]),
+    "device": (["--device", "abacus"], ["abacus", "cpu"]),
+    "precision": (["--precision", "fp8"], ["--precision", "fp8", "bf16"]),
+    "threads": (["--threads", "0"], ["threads", "at least 1"]),
+    "unknown option": (["--sped", "3"], ["--sped"]),
+    "norm": (["--norm", "batch"], ["--norm", "batch", "rms"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence_that_names_it(case: str, text: Path, capsys: pytest.CaptureFixture[str]):
+    arguments, named = BAD[case]
+    code, error = outcome(["train", *TINY, "--data", str(text), "--out", "out", *arguments], capsys)
+    assert code == 2
+    assert "Traceback" not in error
+    assert all(word in error for word in named), error
+    if error.startswith("minitrain: "):
+        assert error.count("\n") == 1
+    assert not Path("out/metrics.jsonl").exists()
+
+
+def folder_without_text() -> str:
+    Path("pictures").mkdir()
+    Path("pictures/a.png").write_bytes(b"\x89PNG\0")
+    return "pictures"
+
+
+def file_of(content: bytes) -> str:
+    Path("file").write_bytes(content)
+    return "file"
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: file_of(b""), "empty"),
+        (lambda: file_of(b"x"), "too short"),
+        (lambda: file_of(bytes(range(256)) * 100), "not a text"),
+        (lambda: "nowhere.txt", "nowhere.txt"),
+        (folder_without_text, "no text file"),
+    ],
+    ids=["empty", "one byte", "binary", "missing", "folder without text"],
+)
+def test_bad_data_is_one_sentence(make, named: str, capsys: pytest.CaptureFixture[str]):
+    code, error = outcome(["train", *TINY, "--data", make(), "--out", "out"], capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert named in error
+
+
+def test_unwritable_folder_is_one_sentence(text: Path, capsys: pytest.CaptureFixture[str]):
+    code, error = outcome(["train", *TINY, "--data", str(text), "--out", f"{text}/below"], capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "cannot write" in error
+
+
+def test_a_run_leaves_its_folder_and_is_never_overwritten(text: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["train", *TINY, "--data", str(text), "--out", "run"]
+    assert outcome(command, capsys)[0] == 0
+    names = {"recipe.txt", "metrics.jsonl", "options.json", "model.safetensors", "picture.png", "checkpoints"}
+    assert {path.name for path in Path("run").iterdir()} == names
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    code, error = outcome([*command, "--lr", "0.1"], capsys)
+    assert code == 2
+    assert "--resume" in error
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_resume_takes_the_runs_own_options_and_refuses_others(text: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(["train", *TINY, "--data", str(text), "--out", "run", "--precision", "fp32"], capsys)[0] == 0
+    assert outcome(["train", "--resume", "run"], capsys)[0] == 0
+    code, error = outcome(["train", "--resume", "run", "--lr", "0.5"], capsys)
+    assert code == 2
+    assert "make_optimizer.lr" in error
+    assert "0.5" in error
+    code, error = outcome(["train", "--resume", "elsewhere"], capsys)
+    assert code == 2
+    assert "elsewhere" in error
+
+
+@pytest.mark.filterwarnings("default")
+def test_damaged_options_and_checkpoints_are_sentences(text: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(["train", *TINY, "--data", str(text), "--out", "run"], capsys)[0] == 0
+    for path in checkpoints(Path("run")):
+        path.write_bytes(path.read_bytes()[:100])
+    code, error = outcome(["sample", "run"], capsys)
+    assert code == 2
+    assert "damaged" in error
+    assert "Traceback" not in error
+    Path("run/options.json").write_text("{")
+    code, error = outcome(["train", "--resume", "run"], capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "options.json" in error
+
+
+def test_sample_writes_text_and_refuses_bad_values(text: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(["train", *TINY, "--data", str(text), "--out", "run"], capsys)[0] == 0
+    cli.main(["sample", "run", "--prompt", "def ", "--tokens", "5"])
+    assert capsys.readouterr().out.startswith("def ")
+    for option, value in [("--tokens", "0"), ("--temperature", "nan"), ("--temperature", "-1"), ("--top-k", "0")]:
+        code, error = outcome(["sample", "run", option, value], capsys)
+        assert (code, error.count("\n")) == (2, 1)
+        assert option.strip("-").replace("-", "_") in error
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"optimizer": "lion"}, "make_optimizer"),
+        ({"lr": 0.5}, "make_optimizer.lr"),
+        ({"clip": 0.0}, "before_step"),
+        ({"schedule": "cosine"}, "schedules.*.lr"),
+        ({"shape": "square"}, "schedules.*.lr.shape"),
+        ({"batch_size": 2048}, "batch_size"),
+    ],
+)
+def test_each_option_reaches_the_recipe(options: dict, path: str):
+    base = cli.recipe_of(Model(), Training(), "fp32")
+    changed = cli.recipe_of(Model(), replace(Training(), **options), "fp32")
+    assert path in difference(base, changed)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["constant", "wsd", "cosine", "linear", "exponential", "inverse-sqrt", "one-cycle"]
+)
+def test_every_schedule_runs_over_all_steps(schedule):
+    recipe = cli.recipe_of(Model(), Training(schedule=schedule, steps=50), "fp32")
+    multiplier = recipe.schedules["*", "lr"]
+    assert all(0 < multiplier(step) <= 1 for step in range(50))
+
+
+@pytest.mark.parametrize("field", ["norm", "mlp", "attention", "positions"])
+def test_every_model_option_builds(field: str):
+    choices = re.findall(r"'([a-z-]+)'", str(Model.__annotations__[field]))
+    assert len(choices) >= 2
+    texts = {str(describe(cli.recipe_of(replace(Model(), **{field: x}), Training(), "fp32"))) for x in choices}
+    assert len(texts) == len(choices)
+    for choice in choices:
+        model = cli.recipe_of(replace(Model(depth=1), **{field: choice}), Training(), "fp32").build_model()
+        assert model(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 256)
+
+
+def test_options_survive_their_file(tmp_path: Path):
+    options = Train(Model(depth=2), Training(data=Path("x"), betas=(0.8, 0.9)), Machine(threads=1))
+    cli.write_options(tmp_path, options)
+    assert cli.read_options(tmp_path) == options
+
+
+def test_the_demo_shows_samples_band_and_picture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    small = Train(Model(depth=1, width=32), Training(steps=8, batch_size=256), Machine(threads=1))
+    monkeypatch.setattr(commands, "demo_options", lambda seed, machine: small)
+    cli.main(["demo"])
+    shown = capsys.readouterr().out
+    for expected in (
+        "step 0",
+        "Python accepts",
+        "bits per byte",
+        "outside the band",
+        "picture.png",
+        "minitrain sample",
+    ):
+        assert expected in shown
+    assert Path("runs/demo/picture.png").stat().st_size > 10_000
+    assert cli.next_free_folder("demo") == Path("runs/demo-2")
+
+
+def test_the_demos_model_is_as_large_as_it_says():
+    model = cli.recipe_of(Model(), commands.demo_options().training, "fp32").build_model()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.85e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("line", "accepted"),
+    [
+        ("return x", True),
+        ("else:", True),
+        ("except ValueError as error:", True),
+        ("elif x > 3:", True),
+        ("def f(self):", True),
+        ("await x", True),
+        ("break", True),
+        ("x = (", False),
+        ("def f(:", False),
+        ("if x", False),
+        ("\0", False),
+    ],
+)
+def test_lines_are_judged_as_python_would_inside_a_function(line: str, accepted: bool):
+    assert commands.python_accepts(line) is accepted
+
+
+@pytest.mark.parametrize(("answer", "guess"), [("2.5", 2.5), ("", None), ("nan", None), ("-1", None), ("many", None)])
+def test_a_guess_is_a_number_of_bits_or_none(answer: str, guess: float | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    assert commands.ask_for_guess() == guess
+
+
+def test_the_band_is_students_t_over_the_record():
+    from scipy import stats
+
+    record = json.loads(Path(commands.__file__).with_name("demo.json").read_text())
+    for version, values in record["bf16"].items():
+        assert len(values) == 8
+        low, high, measured = commands.expected_band(version)
+        mean, spread = torch.tensor(values, dtype=torch.float64).mean(), torch.tensor(values, dtype=torch.float64).std()
+        reach = stats.t.ppf(0.995, df=7) * spread * (1 + 1 / 8) ** 0.5
+        assert measured == version
+        assert (low, high) == pytest.approx((float(mean - reach), float(mean + reach)), rel=1e-4)
+    assert commands.expected_band("9.9")[2] in record["bf16"]
+
+
+def test_outside_the_band_the_reader_is_told_what_to_do():
+    assert "inside" in commands.judge(2.0, (1.9, 2.1, "3.11"))
+    assert "--seed 1" in commands.judge(2.2, (1.9, 2.1, "3.11"))
+
+
+def test_svg_pictures_are_the_same_bytes_every_time(tmp_path: Path):
+    metrics = [
+        {"step": s, "loss": 3 / s, "rotation": {"mlp.up": 0.1 / s}, "predicted_rotation": 0.1} for s in (1, 2, 3)
+    ]
+    for name in ("a", "b"):
+        draw_run([{"step": 0, "val_loss": 5.5}, *metrics], tmp_path / f"{name}.svg", guess=2.0, theme="dark")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_help_does_not_import_torch():
+    lines = ["import atexit, os, sys", "from minitrain import cli"]
+    lines += ["atexit.register(lambda: os._exit('torch' in sys.modules))", "cli.main(['--help'])"]
+    assert subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, check=False).returncode == 0
+
+
+def test_demo_takes_a_seed():
+    assert commands.demo_options(seed=3).training.seed == 3
+    assert Demo().seed == commands.demo_options().training.seed == 0

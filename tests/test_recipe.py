@@ -1,0 +1,483 @@
+"""A recipe is a value: its text, its differences, what it refuses; and every parameter has exactly one owner."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, fields, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minitrain.data.text import Text, standard_library
+from minitrain.gpt import GPT, MLP, LayerNorm, SwiGLU, UnitRMSNorm, nanogpt_style, relu_squared
+from minitrain.optim import AdamW
+from minitrain.recipe import (
+    Recipe,
+    by_kind,
+    check_ownership,
+    cross_entropy,
+    describe,
+    difference,
+    table_of_groups,
+)
+from minitrain.schedules import warmup_stable_decay
+
+BASE = Recipe(
+    build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=relu_squared)),
+    data=partial(standard_library, context=8),
+    steps=10,
+    batch_size=64,
+    make_optimizer=partial(AdamW, lr=1e-3, betas=(0.9, 0.95)),
+    schedules={("*", "lr"): partial(warmup_stable_decay, steps=10)},
+)
+
+
+def other_loss(model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+    return 2 * cross_entropy(model, inputs, targets)
+
+
+def other_groups(model: nn.Module) -> list[dict[str, Any]]:
+    return [{"name": "all", "params": list(model.parameters())}]
+
+
+def other_data() -> Text:
+    return Text(bytes(1000), context=8)
+
+
+class Hook:
+    """Does nothing, has a name."""
+
+    def __init__(self, strength: float = 1.0):
+        self.strength = strength
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def method(self) -> nn.Module:
+        return GPT(depth=1)
+
+
+def options(model: nn.Module, limits: dict[str, float] | None = None) -> list[dict[str, Any]]:
+    return other_groups(model)
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch: pytest.MonkeyPatch):
+    """As outside this suite, where nothing stands before the library's own checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def assert_one_sentence(error: BaseException, *words: object) -> None:
+    text = str(error)
+    assert text
+    assert "\n" not in text
+    for word in words:
+        assert str(word) in text
+
+
+# --- text and difference ----------------------------------------------------------------------------------------------
+
+
+def test_the_text_names_every_value():
+    assert describe(BASE) == {
+        "build_model": "minitrain.gpt.GPT",
+        "build_model.depth": "1",
+        "build_model.mlp": "minitrain.gpt.MLP",
+        "build_model.mlp.activation": "minitrain.gpt.relu_squared",
+        "data": "minitrain.data.text.standard_library",
+        "data.context": "8",
+        "steps": "10",
+        "batch_size": "64",
+        "micro_batch_size": "None",
+        "loss": "minitrain.recipe.cross_entropy",
+        "param_groups": "minitrain.recipe.by_kind",
+        "make_optimizer": "minitrain.optim.AdamW",
+        "make_optimizer.lr": "0.001",
+        "make_optimizer.betas": "(0.9, 0.95)",
+        "schedules.*.lr": "minitrain.schedules.warmup_stable_decay",
+        "schedules.*.lr.steps": "10",
+        "before_step": "()",
+        "after_step": "()",
+        "precision": "'fp32'",
+        "seed": "0",
+    }
+
+
+def test_a_printed_recipe_has_one_line_for_each_value():
+    assert str(BASE).splitlines() == [f"{path}: {text}" for path, text in describe(BASE).items()]
+
+
+THIS = __name__
+CHANGES = {
+    "build_model": (
+        partial(GPT, depth=2, mlp=partial(MLP, activation=relu_squared)),
+        {"build_model.depth": ("1", "2")},
+    ),
+    "data": (
+        other_data,
+        {"data": ("minitrain.data.text.standard_library", f"{THIS}.other_data"), "data.context": ("8", None)},
+    ),
+    "steps": (11, {"steps": ("10", "11")}),
+    "batch_size": (128, {"batch_size": ("64", "128")}),
+    "micro_batch_size": (32, {"micro_batch_size": ("None", "32")}),
+    "loss": (other_loss, {"loss": ("minitrain.recipe.cross_entropy", f"{THIS}.other_loss")}),
+    "param_groups": (other_groups, {"param_groups": ("minitrain.recipe.by_kind", f"{THIS}.other_groups")}),
+    "make_optimizer": (
+        partial(AdamW, lr=2e-3, betas=(0.9, 0.99)),
+        {"make_optimizer.lr": ("0.001", "0.002"), "make_optimizer.betas": ("(0.9, 0.95)", "(0.9, 0.99)")},
+    ),
+    "schedules": (
+        {("*", "lr"): partial(warmup_stable_decay, steps=10, warmup=2)},
+        {"schedules.*.lr.warmup": (None, "2")},
+    ),
+    "before_step": (
+        (Hook, partial(Hook, 0.5)),
+        {
+            "before_step": ("()", None),
+            "before_step.0": (None, f"{THIS}.Hook"),
+            "before_step.1": (None, f"{THIS}.Hook"),
+            "before_step.1.0": (None, "0.5"),
+        },
+    ),
+    "after_step": ((Hook,), {"after_step": ("()", None), "after_step.0": (None, f"{THIS}.Hook")}),
+    "precision": ("bf16", {"precision": ("'fp32'", "'bf16'")}),
+    "seed": (1, {"seed": ("0", "1")}),
+}
+
+
+def test_the_table_of_changes_covers_every_field():
+    assert CHANGES.keys() == {f.name for f in fields(Recipe)}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changing_one_field_is_exactly_that_difference(name: str):
+    value, expected = CHANGES[name]
+    changed = replace(BASE, **{name: value})
+    assert difference(BASE, changed) == expected
+    assert difference(changed, BASE) == {path: (new, old) for path, (old, new) in expected.items()}
+
+
+def test_an_argument_deep_inside_is_named_by_its_path():
+    changed = replace(BASE, build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=F.gelu)))
+    assert difference(BASE, changed) == {
+        "build_model.mlp.activation": ("minitrain.gpt.relu_squared", "torch._C._nn.gelu")
+    }
+
+
+def test_a_recipe_written_again_does_not_differ():
+    again = replace(
+        BASE,
+        build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=relu_squared)),
+        schedules={("*", "lr"): partial(warmup_stable_decay, steps=10)},
+    )
+    assert difference(BASE, again) == {}
+
+
+def test_stored_texts_can_be_compared_with_recipes():
+    stored = json.loads(json.dumps(describe(BASE)))
+    assert difference(stored, replace(BASE, seed=3)) == {"seed": ("0", "3")}
+    assert difference(BASE, stored) == {}
+
+
+def test_an_empty_argument_differs_from_none_at_all():
+    given = replace(BASE, param_groups=partial(options, limits={}))
+    assert difference(replace(BASE, param_groups=options), given)
+
+
+def test_the_text_is_the_same_in_another_process():
+    program = f"""
+from functools import partial
+from minitrain.data.text import standard_library
+from minitrain.gpt import *
+from minitrain.optim import AdamW
+from minitrain.recipe import Recipe
+from minitrain.schedules import warmup_stable_decay
+print(Recipe(
+    build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=relu_squared)),
+    data=partial(standard_library, context=8),
+    steps={BASE.steps},
+    batch_size={BASE.batch_size},
+    make_optimizer=partial(AdamW, lr=1e-3, betas=(0.9, 0.95)),
+    schedules={{("*", "lr"): partial(warmup_stable_decay, steps=10)}},
+))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == str(BASE).splitlines()
+
+
+# --- what a recipe refuses --------------------------------------------------------------------------------------------
+
+
+def local_function() -> Callable:
+    def inside() -> nn.Module:
+        return GPT(depth=1)
+
+    return inside
+
+
+PLACES = {
+    "build_model": lambda x: {"build_model": x},
+    "make_optimizer.lr": lambda x: {"make_optimizer": partial(AdamW, lr=x)},
+    "build_model.mlp.activation": lambda x: {"build_model": partial(GPT, mlp=partial(MLP, activation=x))},
+    "build_model.mlp": lambda x: {"build_model": partial(GPT, mlp=partial(x, activation=F.relu))},
+    "schedules.*.lr": lambda x: {"schedules": {("*", "lr"): x}},
+    "after_step.1": lambda x: {"after_step": (Hook, x)},
+}
+
+
+def assert_refused(path: str, nameless: Any) -> None:
+    with pytest.raises(TypeError, match="no stable name") as caught:
+        replace(BASE, **PLACES[path](nameless))
+    assert str(caught.value).startswith(f"{path} is ")
+    assert_one_sentence(caught.value, "module-level function")
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("path", PLACES)
+@pytest.mark.parametrize("nameless", [lambda *_: None, local_function(), Hook()], ids=["lambda", "local", "object"])
+def test_what_has_no_stable_name_is_refused_by_its_path(path: str, nameless: Any):
+    assert_refused(path, nameless)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize("method", [Hook(0.5).method, [1, 2].count])
+def test_a_method_bound_to_an_object_is_refused(method: Callable):
+    """Its name says nothing of the object it works on."""
+    assert_refused("build_model", method)
+
+
+def test_a_method_without_a_module_is_refused():
+    assert_refused("build_model.mlp.activation", torch.Tensor.relu)
+
+
+@pytest.mark.parametrize("named", [F.gelu, F.silu, torch.tanh, torch.relu, MLP, nn.GELU, Hook.method, abs])
+def test_what_has_a_name_is_accepted(named: Any):
+    assert describe(named, "it")["it"].endswith(f".{named.__qualname__}")
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "micro_batch_size"])
+@pytest.mark.parametrize("value", [0, -1, 8.0, 0.5, True, "8", float("nan")], ids=repr)
+@pytest.mark.usefixtures("without_type_checks")
+def test_sizes_must_be_whole_numbers_of_at_least_1(name: str, value: Any):
+    with pytest.raises(ValueError, match="whole number") as caught:
+        replace(BASE, **{name: value})
+    assert_one_sentence(caught.value, name, repr(value))
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size"])
+@pytest.mark.usefixtures("without_type_checks")
+def test_only_the_micro_batch_may_be_left_out(name: str):
+    assert replace(BASE, micro_batch_size=None).micro_batch_size is None
+    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+        replace(BASE, **{name: None})
+
+
+@pytest.mark.parametrize("micro", [3, 48, 128])
+def test_a_micro_batch_must_divide_the_batch(micro: int):
+    with pytest.raises(ValueError, match="must divide") as caught:
+        replace(BASE, micro_batch_size=micro)
+    assert_one_sentence(caught.value, f"micro_batch_size {micro}", "batch_size 64")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "BF16", "", None])
+@pytest.mark.usefixtures("without_type_checks")
+def test_an_unknown_precision_is_refused(precision: Any):
+    with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16'") as caught:
+        replace(BASE, precision=precision)
+    assert_one_sentence(caught.value, repr(precision))
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        BASE.steps = 11
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 5), (3, 5)], ids=["tokens", "images"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cross_entropy_is_minus_the_mean_log_probability(shape: tuple[int, ...], dtype: torch.dtype):
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=random).to(dtype)
+    targets = torch.randint(5, shape[:-1], generator=random)
+    by_hand = -(logits.double().softmax(-1).gather(-1, targets[..., None])).log().mean()
+    loss = cross_entropy(lambda inputs: logits, torch.zeros(3), targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def names_in(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Group name to the names of its parameters."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {group["name"]: [names[p] for p in group["params"]] for group in groups}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("norm", "qk_norm", "mlp"),
+    list(product([nn.RMSNorm, LayerNorm], [UnitRMSNorm, LayerNorm, nn.Identity], [MLP, SwiGLU])),
+)
+def test_every_parameter_of_every_gpt_is_in_the_group_of_its_kind(norm, qk_norm, mlp, learned: bool, tied: bool):
+    model = GPT(16, depth=2, width=16, norm=norm, qk_norm=qk_norm, mlp=mlp, learned_positions=learned, tied=tied)
+    groups = by_kind(model)
+    check_ownership(model, groups)
+    expected: dict[str, list[str]] = {"matrices": [], "embeddings": [], "head": [], "gains": []}
+    for name, _ in model.named_parameters():
+        if name.startswith(("embedding", "positions")):
+            expected["embeddings"].append(name)
+        elif name.startswith("head"):
+            expected["head"].append(name)
+        else:
+            expected["gains" if "norm" in name else "matrices"].append(name)
+    assert names_in(model, groups) == {kind: names for kind, names in expected.items() if names}
+    assert bool(expected["head"]) is not tied
+
+
+def test_only_matrices_decay():
+    groups = by_kind(nanogpt_style(depth=1)) + by_kind(GPT(depth=1))
+    decays = {(group["name"], group.get("weight_decay", "the optimizer's")) for group in groups}
+    assert decays == {("matrices", "the optimizer's"), ("embeddings", 0.0), ("head", 0.0), ("gains", 0.0)}
+
+
+class HeadFirst(nn.Module):
+    """The tied head is registered before the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 9, bias=False)
+        self.embedding = nn.Embedding(9, 4)
+        self.embedding.weight = self.head.weight
+
+
+@pytest.mark.parametrize("model", [GPT(16, depth=1, tied=True), HeadFirst()], ids=["embedding first", "head first"])
+def test_a_tied_head_is_an_embedding(model: nn.Module):
+    groups = {group["name"]: group["params"] for group in by_kind(model)}
+    assert "head" not in groups
+    assert groups["embeddings"][0] is model.head.weight
+
+
+def test_frozen_parameters_are_left_out():
+    model = GPT(16, depth=1)
+    model.embedding.weight.requires_grad_(False)
+    groups = by_kind(model)
+    check_ownership(model, groups)
+    assert [group["name"] for group in groups] == ["matrices", "head", "gains"]
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 10)
+
+
+def test_kernels_are_matrices_and_biases_are_gains():
+    model = Convolutions()
+    assert names_in(model, by_kind(model)) == {
+        "matrices": ["stem.weight"],
+        "head": ["head.weight", "head.bias"],
+        "gains": ["stem.bias", "norm.weight", "norm.bias"],
+    }
+
+
+# --- ownership --------------------------------------------------------------------------------------------------------
+
+
+def two_layers() -> tuple[nn.Module, list[dict[str, Any]]]:
+    """A model and groups that own it: the first layer in `a`, the second in `b`."""
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Linear(3, 4, bias=False))
+    return model, [{"name": "a", "params": [model[0].weight]}, {"name": "b", "params": [model[1].weight]}]
+
+
+def test_a_parameter_without_a_group_is_named():
+    model, groups = two_layers()
+    with pytest.raises(ValueError, match="exactly one group") as caught:
+        check_ownership(model, groups[:1])
+    assert_one_sentence(caught.value, "1.weight", "no group")
+
+
+def test_a_parameter_in_two_groups_is_named_with_both():
+    model, groups = two_layers()
+    groups[1]["params"].append(model[0].weight)
+    with pytest.raises(ValueError, match="exactly one group") as caught:
+        check_ownership(model, groups)
+    assert_one_sentence(caught.value, "0.weight", "a and b")
+
+
+def test_a_parameter_twice_in_one_group_is_named():
+    model, groups = two_layers()
+    groups[1]["params"].append(model[1].weight)
+    with pytest.raises(ValueError, match="exactly one group") as caught:
+        check_ownership(model, groups)
+    assert_one_sentence(caught.value, "1.weight", "b and b")
+
+
+def test_a_group_that_holds_a_foreign_tensor_is_named():
+    model, groups = two_layers()
+    groups[1]["params"].append(nn.Parameter(torch.zeros(3)))
+    with pytest.raises(ValueError, match="not a parameter") as caught:
+        check_ownership(model, groups)
+    assert_one_sentence(caught.value, "group b")
+
+
+def test_a_group_without_a_name_is_named_by_its_place():
+    model, groups = two_layers()
+    del groups[1]["name"]
+    groups[1]["params"].append(model[0].weight)
+    with pytest.raises(ValueError, match="a and group 1"):
+        check_ownership(model, groups)
+
+
+def test_frozen_parameters_may_be_in_a_group_or_not():
+    model, groups = two_layers()
+    model[1].weight.requires_grad_(False)
+    check_ownership(model, groups)
+    check_ownership(model, groups[:1])
+
+
+def test_a_shared_parameter_is_owned_once():
+    model, groups = two_layers()
+    model[1] = model[0]
+    check_ownership(model, groups[:1])
+
+
+def test_checking_does_not_use_up_a_generator_of_parameters():
+    """`model.parameters()` is one; once read it is empty, and an optimizer made of it would train nothing."""
+    model, _ = two_layers()
+    groups = [{"name": "all", "params": model.parameters()}]
+    check_ownership(model, groups)
+    assert len(torch.optim.SGD(groups, lr=0.1).param_groups[0]["params"]) == 2
+
+
+def test_the_table_shows_every_group_with_its_sizes():
+    _, groups = two_layers()
+    groups[1] |= {"lr": 0.02, "weight_decay": 0.0}
+    del groups[1]["name"]
+    optimizer = torch.optim.AdamW(groups, lr=0.001, weight_decay=0.1)
+    header, *lines = table_of_groups(optimizer).splitlines()
+    assert header.split() == ["group", "tensors", "parameters", "lr", "decay"]
+    assert [line.rsplit(maxsplit=4) for line in lines] == [
+        ["a", "1", "6", "0.001", "0.1"],
+        ["group 1", "1", "12", "0.02", "0"],
+    ]
+
+
+def test_the_table_of_a_gpt_counts_all_of_its_parameters():
+    model = GPT(depth=1)
+    lines = table_of_groups(AdamW(by_kind(model))).splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["matrices", "embeddings", "head", "gains"]
+    total = sum(int(line.split()[2].replace(",", "")) for line in lines)
+    assert total == sum(p.numel() for p in model.parameters())
