@@ -28,7 +28,7 @@ def own_torch() -> Path | None:
 
 def main() -> None:
     """Creates the environment where there is none, and installs into it."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (pip would say it too, but not what to do)
         found = ".".join(map(str, sys.version_info[:3]))
         sys.exit(f"minitrain needs Python 3.11 or newer, and this is {found}; call `make PYTHON=python3.12 demo`, say")
     extra = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -42,14 +42,18 @@ def speed_table(record: dict[str, Any]) -> str:
 def shares_table(record: dict[str, Any]) -> str:
     """What is not the model, as a share of our step; and start-up times."""
     step = next(iter(list(record["milliseconds per step"]["cpu"].values())[1:]))
-    shares = [(name, f"{100 * ms / step:.2f} % of a step") for name, ms in record["cpu milliseconds per step of"].items()]
+    shares = [
+        (name, f"{100 * ms / step:.2f} % of a step") for name, ms in record["cpu milliseconds per step of"].items()
+    ]
     starts = [(name, f"{ms / 1000:.2f} s") for name, ms in record["start-up milliseconds"].items()]
     return table(("what", "how much"), *shares, *starts)
 
 
 def band_table(record: dict[str, Any]) -> str:
     """Where the demo ends, per Python version and precision."""
-    rows = [("Python's source", "products in", "runs", "bits per byte: mean", "standard deviation", "99 % band of one run")]
+    rows = [
+        ("Python's source", "products in", "runs", "bits per byte: mean", "standard deviation", "99 % band of one run")
+    ]
     for precision in ("bf16", "fp32"):
         for version, values in record[precision].items():
             low, high, _ = expected_band(version)

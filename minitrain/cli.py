@@ -47,7 +47,7 @@ class Training:
 
     data: Path | None = None
     """A text file, or a folder of them. Without it: the source of Python's standard library."""
-    steps: int = 1500
+    steps: int = 1200
     """How many steps."""
     batch_size: int = 1024
     """Tokens per step."""
@@ -131,7 +131,7 @@ class Sample:
     """Another seed draws another text."""
 
 
-# Peak learning rate and decay that suit a GPT of about 1 M parameters and 1500 steps of 1024 tokens.
+# Peak learning rate and decay that suit a GPT of about 1 M parameters and 1200 steps of 1024 tokens.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 6e-3, "weight_decay": 0.5, "betas": (0.9, 0.95)},
     "adam": {"lr": 6e-3, "weight_decay": 1e-4, "betas": (0.9, 0.95)},

@@ -167,8 +167,8 @@ def printable(text: str) -> str:
 
 def count_accepted_lines(run: Run) -> str:
     """A sentence: how many lines that the model wrote Python itself accepts, beside the same count for real code."""
-    written = "\n".join(text[: text.rfind("\n")] for text in draw(run, PROMPT, tokens=400, rows=8))
-    blocks = run.data.validation_tokens[: 8 * 400].reshape(8, 400)  # ty: ignore[missing-attribute]
+    written = "\n".join(text[: text.rfind("\n")] for text in draw(run, PROMPT, tokens=250, rows=8))
+    blocks = run.data.validation_tokens[: 8 * 250].reshape(8, 250)  # ty: ignore[missing-attribute]
     real = "\n".join(text[: text.rfind("\n")] for text in map(decode, blocks))
     shares = []
     for text in (written, real):

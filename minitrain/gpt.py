@@ -210,12 +210,12 @@ class GPT(nn.Module):
             )
         for _ in range(tokens):
             logits = self(prompt[:, -self.context :])[:, -1].float()
-            if top_k is not None:
-                logits[logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]] = -torch.inf
+            logits, choices = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # the best first
             if temperature == 0:
-                drawn = logits.argmax(-1, keepdim=True)
+                drawn = choices[:, :1]
             else:
-                drawn = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+                odds = ((logits - logits[:, :1]) / temperature).softmax(-1)  # the best at 0: nothing overflows
+                drawn = choices.gather(-1, torch.multinomial(odds, 1, generator=generator))
             prompt = torch.cat((prompt, drawn), dim=1)
         return prompt
 

@@ -10,18 +10,19 @@ few lines that do one thing, and one class that walks over the parameters and ke
 
 A part declares what it needs by keyword-only arguments with the names of the optimizer's hyper-parameters (`lr`,
 `weight_decay`, `betas`, ...), which it is given from the parameter's group. Symbols: `w` weight, `g` gradient, `m` and
-`v` first and second moment, `u` update, `t` step, `c_k` the weight of a gradient of age `k` in `u`.
+`v` first and second moment, `b` buffer, `u` update.
 """
 
 import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minitrain.equilibrium import Filter, equilibrium, equilibrium_l2, exponential, heavy_ball, sign_of_two_averages
 from minitrain.runtime.fused import fused_adamw
 
 # --- input rules ------------------------------------------------------------------------------------------------------
@@ -57,6 +58,7 @@ def sgdm(g: Tensor, state: dict, *, momentum: float, nesterov: bool) -> Tensor:
     return g.add(b, alpha=momentum) if nesterov else b
 
 
+# --8<-- [start:adam]
 def adam(g: Tensor, state: dict, *, betas: tuple[float, float], eps: float) -> Tensor:
     """`u = m_hat / (sqrt(v_hat) + eps)` (Kingma & Ba, 2015, arXiv 1412.6980, algorithm 1).
 
@@ -70,6 +72,7 @@ def adam(g: Tensor, state: dict, *, betas: tuple[float, float], eps: float) -> T
     return (m / m_ones).div_((v / v_ones).sqrt_().add_(eps))
 
 
+# --8<-- [end:adam]
 def lion(g: Tensor, state: dict, *, betas: tuple[float, float]) -> Tensor:
     """`u = sign(beta1*m + (1-beta1)*g)`, then `m <- beta2*m + (1-beta2)*g` (Chen et al., 2023, arXiv 2302.06675)."""
     beta1, beta2 = betas
@@ -149,9 +152,10 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(params, hyper)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        unknown = set(param_group) - set(self.defaults) - GROUP_KEYS
+        known = set(self.defaults) | GROUP_KEYS
+        unknown = set(param_group) - known - {f"initial_{key}" for key in known}
         if unknown:
-            allowed = ", ".join(sorted(set(self.defaults) | GROUP_KEYS))
+            allowed = ", ".join(sorted(known))
             raise ValueError(
                 f"{type(self).__name__} does not know the group key {sorted(unknown)[0]!r}; it knows {allowed}"
             )
@@ -159,9 +163,14 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("initial_lr", group["lr"])
-        for p in group["params"]:
-            if p.is_complex():
-                raise ValueError("complex parameters are not supported; keep real and imaginary part as two parameters")
+        if any(p.is_complex() for p in group["params"]):
+            self.param_groups.pop()
+            raise ValueError("complex parameters are not supported; keep real and imaginary part as two parameters")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and pickle, where torch would forget the parts."""
+        parts = {name: getattr(self, name) for name in ("input_rule", "direction", "step_rule", "storage")}
+        return {**super().__getstate__(), **parts}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -198,7 +207,7 @@ class Optimizer(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(i, {}).items():
                 self.state[p][key] = value.to(p.device, copy=True) if isinstance(value, Tensor) else value
 
-    def momentum_filter(self, group: dict[str, Any]) -> "Filter":
+    def momentum_filter(self, group: dict[str, Any]) -> Filter:
         """The filter that turns this optimizer's gradients into updates; see `Filter`."""
         raise TypeError(f"{type(self).__name__} names no momentum filter, so its equilibrium cannot be predicted")
 
@@ -243,92 +252,6 @@ def check_hyperparameters(hyper: dict[str, Any]) -> None:
             ok = False
         if not ok:
             raise ValueError(f"{name} must be {words}, not {hyper[name]!r}")
-
-
-# --- the filter, and what follows from it in closed form --------------------------------------------------------------
-
-
-class Filter(NamedTuple):
-    """The two sums that tell how an optimizer turns gradients into updates `u_t = sum_k c_k g_(t-k)`.
-
-    `total` is `S = sum_k c_k`, how much one gradient moves the weight over all time; `energy` is `E2 = sum_k c_k^2`, the
-    mean square of `u` for white-noise gradients of unit variance. For Adam and Lion the gradients are taken after their
-    division by the second moment, or inside the sign.
-    """
-
-    total: float
-    energy: float
-
-
-def heavy_ball(momentum: float, nesterov: bool = False) -> Filter:
-    """`c_k = a^k`; Nesterov: `c_0 = 1+a`, `c_k = a^(k+1)`, which has the same total and more energy."""
-    a = momentum
-    return Filter(1 / (1 - a), (1 + a) ** 2 + a**4 / (1 - a**2) if nesterov else 1 / (1 - a**2))
-
-
-def exponential(beta: float, nesterov: bool = False) -> Filter:
-    """`c_k = (1-b) b^k`, an average: the heavy ball scaled to a total of 1."""
-    return Filter(1.0, (1 - beta) ** 2 * heavy_ball(beta, nesterov).energy)
-
-
-def sign_of_two_averages(betas: tuple[float, float]) -> Filter:
-    """Lion: `c_0 = 1-b1`, `c_k = b1 (1-b2) b2^(k-1)` inside a sign, whose output has mean square 1.
-
-    A small change `x` of a normal variable of variance `K = sum c_k^2` moves the mean of its sign by `sqrt(2/(pi K)) x`.
-    """
-    beta1, beta2 = betas
-    K = (1 - beta1) ** 2 + beta1**2 * (1 - beta2) / (1 + beta2)
-    return Filter(math.sqrt(2 / (math.pi * K)), 1.0)
-
-
-class Equilibrium(NamedTuple):
-    """Where a neuron's weight settles when its gradients are noise; see `equilibrium`."""
-
-    update: float  # root mean square length of one step, lr |u|
-    norm: float  # root mean square |w|
-    rotation: float  # root mean square angle between successive w, in radians
-    steps: (
-        float  # time constant of the approach: |w|^2 (for L2 through SGD |w|^4) nears its end by 1/e in so many steps
-    )
-
-
-def equilibrium(filter: Filter, lr: float, weight_decay: float, fan_in: int) -> Equilibrium:
-    """Decoupled decay (AdamW, Lion): in equilibrium growth by noise and decay balance.
-
-    The gradients are white noise, orthogonal to a weight vector of `fan_in` numbers, and normalized to unit variance by
-    the optimizer, so their scale drops out: every neuron turns at the same rate. Rotation after Kosson et al., 2023,
-    arXiv 2305.17212; written for any filter here. Holds for `lr * weight_decay` well below 1.
-    """
-    update = lr * math.sqrt(fan_in * filter.energy)
-    rotation = math.sqrt(2 * lr * weight_decay * filter.energy) / filter.total
-    return Equilibrium(update, update / rotation, rotation, 1 / (2 * lr * weight_decay))
-
-
-def equilibrium_l2(filter: Filter, lr: float, weight_decay: float, unit_gradient: float) -> Equilibrium:
-    """L2 through the filter (SGD with momentum): the decay is delayed and amplified like the gradients.
-
-    `unit_gradient` is the root mean square length of the gradient at `|w| = 1`; at norm `|w|` it is `1/|w|` of that, as for
-    any weight followed by a normalization. It sets the norm, and drops out of the rotation. The time constant is that of
-    `|w|^4`.
-    """
-    rotation = math.sqrt(2 * lr * weight_decay * filter.energy / filter.total)
-    norm = (lr * unit_gradient**2 * filter.total / (2 * weight_decay)) ** 0.25
-    return Equilibrium(rotation * norm, norm, rotation, 1 / (4 * lr * weight_decay * filter.total))
-
-
-def equilibrium_adam_l2(
-    filter: Filter, lr: float, weight_decay: float, fan_in: int, unit_gradient_rms: Tensor | float
-) -> Equilibrium:
-    """Adam with L2: the decay is divided by the gradient's size, so neurons with large gradients turn slowly.
-
-    `unit_gradient_rms`: root mean square of each coordinate's gradient at `|w| = 1`, of shape `(fan_in,)`, or one number for
-    all. Valid while `weight_decay * w` is small beside the gradient. The time constant is that of small deviations.
-    """
-    total_rms = float(torch.as_tensor(unit_gradient_rms, dtype=torch.float64).expand(fan_in).sum())
-    update = lr * math.sqrt(fan_in * filter.energy)
-    norm = (lr * total_rms / (2 * weight_decay)) ** (1 / 3)
-    typical_rms = total_rms / fan_in / norm  # sqrt(v) at the equilibrium norm
-    return Equilibrium(update, norm, update / norm, typical_rms / (3 * lr * weight_decay))
 
 
 # --- named combinations, with torch's argument names -------------------------------------------------------------------

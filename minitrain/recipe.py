@@ -8,6 +8,7 @@ would say tomorrow what ran today, and is refused.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
+from types import ModuleType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -49,13 +50,14 @@ def by_kind(model: nn.Module) -> list[dict[str, Any]]:
     A tied head is an embedding. Parameters that ask for no gradient are left out.
     """
     groups: dict[str, list[Tensor]] = {"matrices": [], "embeddings": [], "head": [], "gains": []}
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     owned: set[Tensor] = set()
     for path, module in model.named_modules():
         for p in module.parameters(recurse=False):
             if p in owned or not p.requires_grad:
                 continue
             owned.add(p)
-            if isinstance(module, nn.Embedding):
+            if p in tables:
                 groups["embeddings"].append(p)
             elif path == "head":
                 groups["head"].append(p)
@@ -97,11 +99,11 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "micro_batch_size"):
             value = getattr(self, name)
-            if not (value is None and name == "micro_batch_size") and not (isinstance(value, int) and value >= 1):
+            if not (value is None and name == "micro_batch_size") and not (type(value) is int and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} must divide batch_size {self.batch_size}")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if type(self.seed) is not int or self.seed < 0:
             raise ValueError(f"seed must be a whole number, 0 or above, not {self.seed!r}")
         if self.precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', not {self.precision!r}")
@@ -122,16 +124,18 @@ def describe(value: Any, path: str = "") -> dict[str, str]:
     if isinstance(value, partial):
         arguments = {**{str(i): x for i, x in enumerate(value.args)}, **value.keywords}
         return {**describe(value.func, path), **merge(describe(x, below + name) for name, x in arguments.items())}
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         names = [".".join(key) if isinstance(key, tuple) else str(key) for key in value]
         return merge(describe(x, below + name) for name, x in zip(names, value.values(), strict=True))
     if isinstance(value, tuple | list) and not all(isinstance(x, int | float | str) for x in value):
         return merge(describe(x, f"{below}{i}") for i, x in enumerate(value))
-    if value is None or isinstance(value, bool | int | float | str | tuple | list):
+    if value is None or isinstance(value, bool | int | float | str | tuple | list | Mapping):
         return {path: repr(value)}
-    name = getattr(value, "__qualname__", None)
-    if name is None or "<" in name:
-        what = "a lambda or local function" if name else f"an object of type {type(value).__name__}"
+    name, owner = getattr(value, "__qualname__", None), getattr(value, "__self__", None)
+    is_method = owner is not None and not isinstance(owner, type | ModuleType)
+    if name is None or "<" in name or is_method or getattr(value, "__module__", None) is None:
+        kind = "method of an object" if is_method else "lambda or local function"
+        what = f"a {kind}" if is_method or "<" in (name or "") else f"an object of type {type(value).__name__}"
         raise TypeError(f"{path} is {what}, which has no stable name; use a module-level function or a partial of one")
     return {path: f"{value.__module__}.{name}"}
 
@@ -153,6 +157,7 @@ def check_ownership(model: nn.Module, groups: list[dict[str, Any]]) -> None:
     """Raises `ValueError` unless every parameter that asks for a gradient is in exactly one group."""
     owners: dict[Tensor, list[str]] = {}
     for i, group in enumerate(groups):
+        group["params"] = list(group["params"])  # a generator would be used up here
         for p in group["params"]:
             owners.setdefault(p, []).append(group.get("name", f"group {i}"))
     for name, p in model.named_parameters():

@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions from the step to a multiplier, made of warmup x plateau x cooldown.
 
-`step` counts the steps already taken, so the first is 0. Every multiplier is above 0 during the run and at most 1. The
-functions fit a recipe as `partial(cosine, steps=1000)` and `torch.optim.lr_scheduler.LambdaLR` alike.
+`step` counts the steps already taken, so the first is 0. Unless asked otherwise a multiplier is above 0 during the run
+and at most 1. As `partial(cosine, steps=1000)` they fit a recipe and `torch.optim.lr_scheduler.LambdaLR` alike.
 """
 
 import math
@@ -73,6 +73,8 @@ def piecewise_linear(x: float, points: Sequence[float] = (0.5,), start: float = 
 
 def constant(step: int, *, warmup: int = 0) -> float:
     """Warmup, then 1."""
+    if warmup < 0:
+        raise ValueError(f"warmup must be 0 steps or more, not {warmup}")
     return linear_warmup(step, warmup)
 
 
@@ -129,6 +131,9 @@ def one_cycle(step: int, *, steps: int, start: float = 0.1, annealing: float = 0
     Smith, 2018, arXiv 1803.09820. `annealing` is the share of the steps that the last fall takes.
     """
     check(steps, 0, 0, end)
+    for name, share in (("start", start), ("annealing", annealing)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a share, from 0 to 1, not {share}")
     leg = steps * (1 - annealing) / 2
     knots = [(0.0, start), (leg, 1.0), (2 * leg, start), (float(steps), end)]
     for (x0, y0), (x1, y1) in pairwise(knots):

@@ -126,6 +126,9 @@ def train(
 
     Raises `FloatingPointError` when the loss is no longer a number; the checkpoints written before stay as they are.
     """
+    probes = tuple(probes)
+    if min(log_every, evaluate_every, checkpoint_every, *(probe.every for probe in probes)) < 1:
+        raise ValueError("log_every, evaluate_every, checkpoint_every and every probe's every must be at least 1 step")
     run = build(recipe, device)
     forward = torch.compile(run.model) if compile else run.model
     open_folder(run, folder, resume)
@@ -136,7 +139,7 @@ def train(
     bar = tqdm(total=recipe.steps * recipe.batch_size, initial=run.step * recipe.batch_size, unit="tok", unit_scale=True,
                disable=not progress, dynamic_ncols=True, smoothing=0.1)  # fmt: skip
     with bar, stop_requests() as stop_requested:
-        if run.step == 0:
+        if run.step == 0 and not run.metrics:
             log(run, {"val_loss": evaluate(run)})
         # --8<-- [start:loop]
         while not run.finished and not stop_requested():

@@ -286,6 +286,14 @@ def test_a_micro_batch_must_divide_the_batch(micro: int):
     assert_one_sentence(caught.value, f"micro_batch_size {micro}", "batch_size 64")
 
 
+@pytest.mark.parametrize("seed", [-1, 1.0, True, "0", None], ids=repr)
+@pytest.mark.usefixtures("without_type_checks")
+def test_a_seed_must_be_a_whole_number(seed: Any):
+    with pytest.raises(ValueError, match="seed must be a whole number") as caught:
+        replace(BASE, seed=seed)
+    assert_one_sentence(caught.value, repr(seed))
+
+
 @pytest.mark.parametrize("precision", ["fp16", "BF16", "", None])
 @pytest.mark.usefixtures("without_type_checks")
 def test_an_unknown_precision_is_refused(precision: Any):

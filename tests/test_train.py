@@ -438,7 +438,7 @@ def test_sizes_that_cut_a_row_are_refused(sizes: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("name", ["log_every", "evaluate_every", "checkpoint_every"])
 def test_an_interval_of_no_steps_is_refused_with_a_sentence(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be"):
+    with pytest.raises(ValueError, match=f"{name}.*at least 1 step"):
         train(BASE, **{name: 0})
 
 

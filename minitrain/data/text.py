@@ -109,7 +109,7 @@ def join_files(paths: list[Path]) -> bytes:
 
 def encode(text: str) -> Tensor:
     """`(1, T)` int64 bytes of a text in UTF-8."""
-    return torch.tensor([list(text.encode())])
+    return torch.tensor([list(text.encode())], dtype=torch.int64)
 
 
 def decode(tokens: Tensor | np.ndarray) -> str:

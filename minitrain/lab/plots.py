@@ -51,7 +51,7 @@ def draw_loss(axes: Any, metrics: list[dict[str, Any]], guess: float | None, ink
     """Training as a line, validation as dots, in bits per byte."""
     bits = 1 / math.log(2)
     trained = [(m["step"], m["loss"] * bits) for m in metrics if "loss" in m]
-    validated = [(m["step"], m["val_loss"] * bits) for m in metrics if "val_loss" in m]
+    validated = [(m["step"], m["val_loss"] * bits) for m in metrics if m.get("val_loss") is not None]
     blue = KINDS["qkv"][1]
     axes.set(ylabel="bits per byte", ylim=(0, 8.5), title="How well it predicts")
     if trained:

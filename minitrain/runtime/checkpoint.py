@@ -43,10 +43,19 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint in {folder}; start this run again without --resume")
     for path in found:
         try:
+            check_whole(path)
             return torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
             warnings.warn(f"checkpoint {path} is damaged; trying the one before it", stacklevel=2)
     raise ValueError(f"every checkpoint in {folder} is damaged; start this run again without --resume")
+
+
+def check_whole(path: Path) -> None:
+    """Raises `BadZipFile` where a byte of the archive is wrong; torch reads it without looking at the checksums."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of {broken}")
 
 
 def export_weights(model: nn.Module, path: Path | str) -> None:

@@ -24,7 +24,7 @@ def choose_device(asked: str = "auto") -> Setting:
         return Setting(str(found), f"{found} is available") if found else Setting("cpu", "no accelerator is available")
     try:
         torch.empty(0, device=asked).to("cpu")
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, ImportError):
         raise ValueError(f"device {asked!r} is not available here; use 'auto' or 'cpu'") from None
     return Setting(asked, "you asked for it")
 

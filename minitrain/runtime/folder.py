@@ -6,6 +6,7 @@ checkpoints/        the newest two
 """
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,27 +37,42 @@ def open_folder(run: "Run", folder: Path | str | None, resume: bool) -> None:
         )
     if not resume:
         refuse_to_overwrite(run.folder)
-    kept: list[str] = []
+    remove_leftovers(run.folder)
+    kept = ""
     if resume and checkpoints(run.folder):
-        restore(run, load_checkpoint(run.folder))
-        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= run.step]
-        run.metrics = [json.loads(line) for line in kept]
-    write_text(metrics, "".join(f"{line}\n" for line in kept))  # the steps after the checkpoint will be taken again
+        saved = load_checkpoint(run.folder)
+        restore(run, saved)
+        kept = saved["metrics"]
+        run.metrics = [json.loads(line) for line in kept.splitlines()]
+    write_text(metrics, kept)  # the steps after the checkpoint will be taken again
     facts = {**describe(run.recipe), "data digest": run.data.digest, **environment(run)}
     write_text(run.folder / "recipe.txt", "".join(f"{name}: {text}\n" for name, text in facts.items()))
 
 
 def refuse_to_overwrite(folder: Path) -> None:
     """Raises `FileExistsError` where a folder already holds a run."""
-    if (folder / "metrics.jsonl").exists():
+    if (folder / "metrics.jsonl").exists() or checkpoints(folder):
         raise FileExistsError(f"{folder} already holds a run; go on with it by --resume, or choose another folder")
 
 
 def log(run: "Run", metrics: dict[str, Any]) -> None:
     """Keeps a line of metrics, and writes it where the run has a folder."""
-    run.metrics.append({"step": run.step, **metrics})
+    run.metrics.append(or_null({"step": run.step, **metrics}))
     if run.folder:
         append_line(run.folder / "metrics.jsonl", json.dumps(run.metrics[-1]))
+
+
+def or_null(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {key: or_null(x) for key, x in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a killed run was writing."""
+    for temporary in (*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")):
+        temporary.unlink(missing_ok=True)
 
 
 def save(run: "Run") -> None:
@@ -79,6 +95,7 @@ def save(run: "Run") -> None:
             hook.state_dict() if hasattr(hook, "state_dict") else {} for hook in run.before_step + run.after_step
         ],
         "losses": run.losses,
+        "metrics": "".join(json.dumps(line) + "\n" for line in run.metrics),
         "random": random_state(run.device),
     }
     save_checkpoint(run.folder, run.step, content)
