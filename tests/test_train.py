@@ -30,6 +30,7 @@ from small import (
     train_small,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitrain.lab.probes import Rotation
 from minitrain.optim import AdamW
@@ -511,3 +512,37 @@ def test_a_run_outside_the_main_thread_trains_without_touching_signals(handlers:
 def test_hooks_are_made_anew_for_each_run() -> None:
     assert build(VARIANTS["averaged"]).after_step[0] is not build(VARIANTS["averaged"]).after_step[0]
     assert isinstance(build(VARIANTS["averaged"]).after_step[0], Averaging)
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts the operations that make the CPU wait for the device: those that bring a value to Python."""
+
+    waits = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.waits += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+class WaitsSeen:
+    """A probe that notes after every step how many waits there were so far."""
+
+    every = 1
+
+    def __init__(self, counter: CountWaits):
+        self.counter, self.seen = counter, []
+
+    def before(self, run: Run) -> None:
+        pass
+
+    def after(self, run: Run) -> None:
+        self.seen.append(self.counter.waits)
+
+
+def test_the_loop_waits_for_the_device_only_when_it_logs() -> None:
+    with CountWaits() as counter:
+        probe = WaitsSeen(counter)
+        train(BASE, probes=[probe], log_every=10, evaluate_every=20, checkpoint_every=20)
+        assert counter.waits > probe.seen[-1]  # the counter counts: the last log waits
+    steps_since_the_last_log = [probe.seen[i] - probe.seen[i - 1] for i in range(1, len(probe.seen)) if i % 10]
+    assert set(steps_since_the_last_log) == {0}
