@@ -8,7 +8,7 @@ endif
 
 .PHONY: demo test test-all lint docs bench clean
 
-demo: .venv/ready
+demo: .venv/ready-base
 	$(BIN)/minitrain demo
 
 test: .venv/ready-test
@@ -27,11 +27,11 @@ docs: .venv/ready-docs  # never with -q, which hides the warnings that --strict 
 	$(BIN)/python docs/tables.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: .venv/ready
+bench: .venv/ready-base
 	$(BIN)/python benchmarks/step.py
 
 clean:
 	rm -rf .venv site
 
-.venv/ready .venv/ready-%: pyproject.toml constraints.txt bootstrap.py
+.venv/ready-%: pyproject.toml constraints.txt bootstrap.py
 	$(PYTHON) bootstrap.py $*

@@ -1,6 +1,6 @@
 """Makes .venv with the versions the tests were run on; `make` calls it. Uses the standard library only.
 
-`python bootstrap.py [EXTRA]` installs minitrain with the extra `test` or `docs`. Where this Python already has a torch
+`python bootstrap.py base` installs minitrain, `test` and `docs` install it with those extras. Where this Python already has a torch
 that is new enough, the environment uses it instead of downloading another.
 """
 
@@ -31,7 +31,7 @@ def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036  (pip would say it too, but not what to do)
         found = ".".join(map(str, sys.version_info[:3]))
         sys.exit(f"minitrain needs Python 3.11 or newer, and this is {found}; call `make PYTHON=python3.12 demo`, say")
-    extra = sys.argv[1] if len(sys.argv) > 1 else ""
+    extra = sys.argv[1] if len(sys.argv) > 1 else "base"
     folder = ROOT / ".venv"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     constraints = ROOT / "constraints.txt"
@@ -52,12 +52,12 @@ def main() -> None:
         lines = [line for line in constraints.read_text().splitlines() if not line.startswith("torch==")]
         constraints = folder / "constraints.txt"
         constraints.write_text("\n".join(lines) + "\n")
-    package = f".[{extra}]" if extra else "."
+    package = "." if extra == "base" else f".[{extra}]"
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run([*pip, "--constraint", str(constraints), "--editable", package], cwd=ROOT, check=False)
     if done.returncode:
         sys.exit("pip could not install everything (its message stands above); call make again to go on")
-    (folder / (f"ready-{extra}" if extra else "ready")).touch()
+    (folder / f"ready-{extra}").touch()
 
 
 if __name__ == "__main__":
