@@ -1,7 +1,7 @@
 """Makes .venv with the versions the tests were run on; `make` calls it. Uses the standard library only.
 
-`python bootstrap.py base` installs minitrain, `test` and `docs` install it with those extras. Where this Python already has a torch
-that is new enough, the environment uses it instead of downloading another.
+`python bootstrap.py base` installs minitrain; `test` and `docs` install it with the extra of that name. Where this Python
+already has a torch that is new enough, the environment uses it instead of downloading another.
 """
 
 import importlib.metadata
@@ -35,8 +35,8 @@ def main() -> None:
     folder = ROOT / ".venv"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     constraints = ROOT / "constraints.txt"
-    packages = own_torch()
     if not python.exists():
+        packages = own_torch()
         venv.create(folder, with_pip=True)
         if packages:
             print(f"Making .venv with the PyTorch that lies in {packages}", flush=True)

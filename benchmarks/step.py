@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from minitrain.data.text import Text, standard_library
 from minitrain.gpt import nanogpt_style
 from minitrain.lab.probes import Rotation
-from minitrain.optim import AdamW
+from minitrain.optim import AdamW, ClipGradNorm
 from minitrain.recipe import Recipe
 from minitrain.runtime.device import choose_precision, use_fast_cpu
 from minitrain.runtime.files import write_text
 from minitrain.runtime.folder import log
 from minitrain.schedules import cosine, set_schedules
-from minitrain.train import ClipGradNorm, build, evaluate, gradient, train, training_metrics
+from minitrain.train import build, evaluate, gradient, train, training_metrics
 
 VOCABULARY, DEPTH, HEADS, WIDTH, CONTEXT, ROWS = 256, 4, 4, 128, 64, 12  # nanoGPT's CPU configuration, over bytes
 LR, BETAS, WEIGHT_DECAY, CLIP, WARMUP, LOG_EVERY = 1e-3, (0.9, 0.99), 0.1, 1.0, 20, 25
@@ -250,6 +250,23 @@ def parts(ours: Ours, repeats: int, threads: int) -> dict[str, float]:
     return {name: statistics.median(turn[name] for turn in turns) / every for name, (_, every) in works.items()}
 
 
+def products(repeats: int, threads: int) -> dict[str, float]:
+    """GFLOP/s of the step's commonest matrix product by itself: how much faster this CPU could make a step at all."""
+    x, w = torch.randn(ROWS * CONTEXT, WIDTH), torch.randn(WIDTH, 4 * WIDTH)
+    x16, w16 = x.bfloat16(), w.bfloat16()
+    works = {
+        "plain fp32": (False, lambda: x @ w),
+        "ours bf16": (True, lambda: x16 @ w16),
+        "ours fp32": (True, lambda: x @ w),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in works}
+    for _, (name, (fast, work)) in product(range(repeats), works.items()):
+        with settings(threads, fast):
+            work()
+            speeds[name].append(2e-6 * x.numel() * w.shape[1] / milliseconds(work, 200)["cpu"])
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
 def start_up(repeats: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a fresh Python: what our imports add to those they cannot avoid, and the command's help."""
     code = {
@@ -301,6 +318,7 @@ def measure(seeds: int, rounds: int, steps: int, threads: int, repeats: int) -> 
             for less in [[b - a for a, b in zip(losses[plain], losses[name], strict=True)]]
         },
         "cpu_milliseconds_per_step_of": parts(ours, repeats, threads),
+        "product_gflops": products(repeats, threads),
         "start_up_milliseconds": start_up(repeats),
     }
 
@@ -324,6 +342,8 @@ def show(record: dict[str, Any]) -> None:
     base = next(name for name in times["cpu"] if name in record["speed_up"])
     shares = record["cpu_milliseconds_per_step_of"].items()
     print(f"\nof a step of {base}: " + ", ".join(f"{name} {x / times['cpu'][base]:.2%}" for name, x in shares))
+    speeds = record["product_gflops"].items()
+    print("matrix products alone, GFLOP/s: " + ", ".join(f"{name} {x:.0f}" for name, x in speeds))
     starts = record["start_up_milliseconds"].items()
     print("start-up, CPU (wall) ms: " + ", ".join(f"{name} {x['cpu']:.0f} ({x['wall']:.0f})" for name, x in starts))
 

@@ -23,17 +23,19 @@ def bracket(x: dict[str, float]) -> str:
 
 def speed_table(record: dict[str, Any]) -> str:
     """Milliseconds, speed-up and loss of each trainer."""
-    rows = [("one step of 768 tokens", "CPU ms", "speed-up", "validation loss, mean", "minus plain: mean, largest")]
-    for name, loss in record["validation loss"].items():
-        gain = record["speed-up"].get(name)
-        worse = record["loss minus plain"].get(name)
+    rows = [
+        ("one step of 768 tokens", "CPU ms", "speed-up", "products alone, GFLOP/s", "validation loss", "minus plain")
+    ]
+    for name, loss in sorted(record["validation_loss"].items(), key=lambda item: item[0] in record["speed_up"]):
+        gain, worse = record["speed_up"].get(name), record["loss_minus_plain"].get(name)
         rows.append(
             (
                 name,
-                f"{record['milliseconds per step']['cpu'][name]:.1f}",
+                f"{record['milliseconds_per_step']['cpu'][name]:.1f}",
                 bracket(gain["cpu"]) if gain else "1",
+                f"{record['product_gflops'][name]:.0f}",
                 f"{statistics.mean(loss):.4f}",
-                f"{worse['mean']:+.4f}, {worse['largest']:+.4f}" if worse else "",
+                f"{worse['mean']:+.4f}, at most {worse['largest']:+.4f}" if worse else "",
             )
         )
     return table(*rows)
@@ -41,12 +43,14 @@ def speed_table(record: dict[str, Any]) -> str:
 
 def shares_table(record: dict[str, Any]) -> str:
     """What is not the model, as a share of our step; and start-up times."""
-    step = next(iter(list(record["milliseconds per step"]["cpu"].values())[1:]))
-    shares = [
-        (name, f"{100 * ms / step:.2f} % of a step") for name, ms in record["cpu milliseconds per step of"].items()
-    ]
-    starts = [(name, f"{ms / 1000:.2f} s") for name, ms in record["start-up milliseconds"].items()]
-    return table(("what", "how much"), *shares, *starts)
+    step = min(record["milliseconds_per_step"]["cpu"].values())
+    shares = record["cpu_milliseconds_per_step_of"].items()
+    starts = record["start_up_milliseconds"].items()
+    return table(
+        ("what", "how much"),
+        *((name, f"{100 * ms / step:.2f} % of our fastest step") for name, ms in shares),
+        *((name, f"{ms['cpu'] / 1000:.2f} s of CPU time") for name, ms in starts),
+    )
 
 
 def band_table(record: dict[str, Any]) -> str:
@@ -55,7 +59,7 @@ def band_table(record: dict[str, Any]) -> str:
         ("Python's source", "products in", "runs", "bits per byte: mean", "standard deviation", "99 % band of one run")
     ]
     for precision in ("bf16", "fp32"):
-        for version, values in record[precision].items():
+        for version, values in record.get(precision, {}).items():
             low, high, _ = expected_band(version)
             band = f"{low:.3f} to {high:.3f}" if precision == "bf16" else ""
             spread = (f"{statistics.mean(values):.3f}", f"{statistics.stdev(values):.3f}")

@@ -1,7 +1,11 @@
 """The `minitrain` command: options with plain values in, a `Recipe` out. torch is imported only once there is work."""
 
+import contextlib
 import dataclasses
+import io
+import itertools
 import json
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ class Model:
     width: int | None = None
     """Channels; 32 per block unless given."""
     heads: int | None = None
-    """Attention heads; 32 channels each unless given, 64 from width 384 on."""
+    """Attention heads; 32 channels each unless given."""
     context: int = 64
     """Tokens the model sees at once."""
     norm: Literal["rms", "layer"] = "rms"
@@ -65,10 +69,10 @@ class Training:
     """How the learning rate moves."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises (not for one-cycle)."""
-    cooldown: float = 0.5
-    """Share of the steps in which it falls at the end (wsd and exponential)."""
-    shape: Literal["linear", "one-minus-sqrt", "lowered-linear", "cosine", "mirror-cosine", "square"] = "linear"
-    """The shape of the fall (wsd)."""
+    cooldown: float | None = None
+    """Share of the steps in which it falls at the end (wsd and exponential; half unless given)."""
+    shape: Literal["linear", "one-minus-sqrt", "lowered-linear", "cosine", "mirror-cosine", "square"] | None = None
+    """The shape of the fall (wsd; linear unless given)."""
     clip: float = 1.0
     """Largest joint norm of the gradients; 0 does not clip."""
     seed: int = 0
@@ -149,7 +153,6 @@ def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16
     from minitrain.data.text import own_text, standard_library
     from minitrain.recipe import Recipe
     from minitrain.runtime.attention import causal_attention
-    from minitrain.train import ClipGradNorm
 
     build_model = partial(
         gpt.GPT,
@@ -164,7 +167,7 @@ def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16
             "textbook": gpt.textbook_attention,
             "sdpa": partial(F.scaled_dot_product_attention, is_causal=True),
         }[model.attention],
-        qk_norm=gpt.UnitRMSNorm if model.qk_norm else nn.Identity,
+        qk_norm=gpt.RMSNormWithoutGain if model.qk_norm else nn.Identity,
         learned_positions=model.positions == "learned",
         tied=model.tied,
     )
@@ -186,19 +189,22 @@ def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16
         micro_batch_size=training.micro_batch_size,
         make_optimizer=partial(optimizers[training.optimizer], **hyper),
         schedules={("*", "lr"): schedule_of(training, schedules)},
-        before_step=(partial(ClipGradNorm, max_norm=training.clip),) if training.clip else (),
+        before_step=(partial(optim.ClipGradNorm, max_norm=training.clip),) if training.clip else (),
         precision=precision,
         seed=training.seed,
     )
 
 
 def schedule_of(training: Training, schedules: Any) -> partial:
-    """The learning rate's multiplier as a function of the step."""
-    for name in ("warmup", "cooldown"):
-        if not 0 <= getattr(training, name) <= 1:
-            raise ValueError(f"{name} is a share of the steps, from 0 to 1, not {getattr(training, name)}")
+    """The learning rate's multiplier as a function of the step. Raises `ValueError` for options that it would ignore."""
+    for name, value in (("warmup", training.warmup), ("cooldown", training.cooldown)):
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} is a share of the steps, from 0 to 1, not {value}")
+    for name, of in (("cooldown", ("wsd", "exponential")), ("shape", ("wsd",))):
+        if getattr(training, name) is not None and training.schedule not in of:
+            raise ValueError(f"{training.schedule} takes no {name}; leave it out or choose {' or '.join(of)}")
     steps, warmup = training.steps, round(training.warmup * training.steps)
-    cooldown = round(training.cooldown * training.steps)
+    cooldown = round((0.5 if training.cooldown is None else training.cooldown) * steps)
     shapes = {
         "linear": schedules.linear,
         "one-minus-sqrt": schedules.one_minus_sqrt,
@@ -210,7 +216,11 @@ def schedule_of(training: Training, schedules: Any) -> partial:
     schedule = {
         "constant": partial(schedules.constant, warmup=warmup),
         "wsd": partial(
-            schedules.warmup_stable_decay, steps=steps, warmup=warmup, cooldown=cooldown, shape=shapes[training.shape]
+            schedules.warmup_stable_decay,
+            steps=steps,
+            warmup=warmup,
+            cooldown=cooldown,
+            shape=shapes[training.shape or "linear"],
         ),
         "cosine": partial(schedules.cosine, steps=steps, warmup=warmup),
         "linear": partial(schedules.linear_to_floor, steps=steps, warmup=warmup),
@@ -255,27 +265,53 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command. Bad input ends in one sentence and exit code 2, never in a traceback."""
     argv = sys.argv[1:] if argv is None else argv
     warnings.showwarning = print_warning  # ty: ignore[invalid-assignment]
-    options = tyro.cli(
-        Demo | Train | Sample,
-        args=argv,
-        prog="minitrain",
-        description="Learn what an optimizer's update really does.",
+    options = parse(
+        Demo | Train | Sample, argv, prog="minitrain", description="Learn what an optimizer's update really does."
     )
     try:
-        if (
-            isinstance(options, Train) and options.resume
-        ):  # the run's own options, with what the command line says on top
+        if isinstance(options, Train) and options.resume:
+            if options.out:
+                raise ValueError("a resumed run stays in its folder; leave --out or --resume out")
+            # The run's own options, with what the command line says on top: what differs will be refused by name.
             stored = dataclasses.replace(read_options(options.resume), resume=options.resume)
-            options = tyro.cli(Train, args=argv[1:], prog="minitrain train", default=stored)
+            options = parse(Train, argv[1:], prog="minitrain train", default=stored)
         from minitrain import commands
 
         commands.carry_out(options)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(complaint(str(error)))
+    except KeyboardInterrupt:
+        complaint("interrupted")
+        sys.exit(130)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise  # a defect, to be seen whole
         sys.exit(complaint("there is not enough memory for this; lower micro_batch_size, batch_size, depth or context"))
+
+
+def parse(options: Any, argv: list[str], **how: Any) -> Any:
+    """`tyro.cli`, with its boxed complaint said in one sentence."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(options, args=argv, **how)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        sys.exit(complaint(f"{sentence_in(box.getvalue())}; minitrain --help lists what there is"))
+
+
+def sentence_in(box: str) -> str:
+    """The first paragraph of tyro's box, said plainly where it is about a value's type."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # without the title
+    lines = ["" if set(line) <= set("─-╰╯") else line for line in lines]  # a rule ends a paragraph
+    paragraph = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))).rstrip(".")
+    if found := re.match(r"Error parsing (--[\w-]+):.*?(?:from \[(.*)\]|: ('.*'))$", paragraph):
+        option, given = found[1], found[2] or found[3]
+        takes = re.search(rf"^{option}(?:, \S+)* (?:\{{None\}}\|)?(.*)$", "\n".join(lines), re.MULTILINE)
+        words = {"INT": "a whole number", "FLOAT": "a number", "{FLOAT FLOAT}": "two numbers"}
+        return f"{option} takes {words.get(takes[1], takes[1]) if takes else 'another value'}, not {given}"
+    return paragraph
 
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

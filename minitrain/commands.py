@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 import statistics
 import sys
 import time
@@ -27,7 +29,6 @@ from minitrain.cli import (
 from minitrain.data.text import decode, encode, python_version
 from minitrain.lab.plots import draw_run
 from minitrain.lab.probes import Rotation
-from minitrain.recipe import table_of_groups
 from minitrain.runtime.checkpoint import export_weights, load_checkpoint
 from minitrain.runtime.device import autocast, choose_device, choose_precision, use_fast_cpu
 from minitrain.runtime.files import check_writable
@@ -64,7 +65,7 @@ def run_demo(options: Demo) -> None:
                 f"You guessed {guess:.2f}, it needs {value:.2f}: you were off by {abs(guess - value):.2f} bits per byte."
             )
         print(judge(value, expected_band(python_version())))
-        print(f"Next: minitrain sample {folder} --prompt 'class '")
+        print(f'Next: {command()} sample {folder} --prompt "class "')
 
 
 def demo_options(seed: int = 0, machine: Machine = Machine()) -> Train:  # noqa: B008  (frozen, so it can be shared)
@@ -78,10 +79,10 @@ def train_and_report(
     """Trains what the options say, with everything a person wants to see around it."""
     device, precision = set_up(options.machine)
     recipe = recipe_of(options.model, options.training, precision)  # ty: ignore[invalid-argument-type]
+    built = build(recipe)
     if not resume:
         check_writable(folder)
         refuse_to_overwrite(folder)
-    built = build(recipe)
     source = options.training.data or f"the standard library of Python {python_version()}"
     print(f"Data: {source}; {recipe.batch_size:,} bytes a step, {recipe.steps:,} steps")
     print(table_of_groups(built.optimizer))
@@ -100,7 +101,7 @@ def train_and_report(
     )
     if not run.finished:
         print(
-            f"Stopped after step {run.step} of {recipe.steps} and saved; go on with: minitrain train --resume {folder}"
+            f"Stopped after step {run.step} of {recipe.steps} and saved; go on with: {command()} train --resume {folder}"
         )
         return run
     export_weights(run.model, folder / "model.safetensors")
@@ -123,6 +124,21 @@ def set_up(machine: Machine) -> tuple[str, str]:
     return device.value, precision.value
 
 
+def table_of_groups(optimizer: torch.optim.Optimizer) -> str:
+    """Who owns what, for people: one line a group with its hyper-parameters."""
+    lines = [f"{'group':<12} {'tensors':>7} {'parameters':>11}  {'lr':>8} {'decay':>6}"]
+    for i, group in enumerate(optimizer.param_groups):
+        count = sum(p.numel() for p in group["params"])
+        name, decay = group.get("name", f"group {i}"), group.get("weight_decay", 0.0)
+        lines.append(f"{name:<12} {len(group['params']):>7} {count:>11,}  {group['lr']:>8.3g} {decay:>6.3g}")
+    return "\n".join(lines)
+
+
+def command() -> str:
+    """How this command is called from here: by its name where the shell finds it, else by its path."""
+    return "minitrain" if shutil.which("minitrain") else os.path.relpath(sys.argv[0])
+
+
 def bits_per_byte(run: Run) -> float:
     """The latest validation loss, in bits."""
     return next(m["val_loss"] for m in reversed(run.metrics) if "val_loss" in m) / math.log(2)
@@ -141,7 +157,7 @@ class Sampler:
 
     def before(self, run: Run) -> None:
         if time.monotonic() - self.last >= SECONDS_BETWEEN_SAMPLES:
-            text = draw(run, PROMPT, tokens=160)[0]
+            text = sample_of_run(run, 160)[0]
             tqdm.write(f"\n--- step {run.step} " + "-" * 60 + f"\n{printable(text)}\n")
             self.last = time.monotonic()
 
@@ -149,15 +165,26 @@ class Sampler:
         pass
 
 
-def draw(
-    run: Run, prompt: str, tokens: int, temperature: float = 0.8, top_k: int | None = None, rows: int = 1, seed: int = 0
+def sample_text(
+    model: Any,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    rows: int = 1,
+    seed: int = 0,
 ) -> list[str]:
     """Texts that begin with the prompt, drawn with a generator of their own."""
-    start = encode(prompt or "\n").to(run.device).expand(rows, -1)
-    generator = torch.Generator(run.device).manual_seed(seed)
+    device = next(model.parameters()).device
+    start = encode(prompt).to(device).expand(rows, -1)
+    generator = torch.Generator(device).manual_seed(seed)
+    return [decode(row) for row in model.generate(start, max_new_tokens, temperature, top_k, generator)]
+
+
+def sample_of_run(run: Run, max_new_tokens: int, rows: int = 1) -> list[str]:
+    """What a run's model writes at present."""
     with evaluation_model(run) as model, autocast(run.device, run.recipe.precision):
-        drawn = model.generate(start, tokens, temperature, top_k, generator)  # ty: ignore[not-callable]
-    return [decode(row) for row in drawn]
+        return sample_text(model, PROMPT, max_new_tokens, rows=rows)
 
 
 def printable(text: str) -> str:
@@ -167,7 +194,7 @@ def printable(text: str) -> str:
 
 def count_accepted_lines(run: Run) -> str:
     """A sentence: how many lines that the model wrote Python itself accepts, beside the same count for real code."""
-    written = "\n".join(text[: text.rfind("\n")] for text in draw(run, PROMPT, tokens=250, rows=8))
+    written = "\n".join(text[: text.rfind("\n")] for text in sample_of_run(run, 250, rows=8))
     blocks = run.data.validation_tokens[: 8 * 250].reshape(8, 250)  # ty: ignore[missing-attribute]
     real = "\n".join(text[: text.rfind("\n")] for text in map(decode, blocks))
     shares = []
@@ -200,9 +227,9 @@ def run_sample(options: Sample) -> None:
     if options.tokens < 1:
         raise ValueError(f"tokens must be at least 1, not {options.tokens}")
     stored, saved = read_options(options.folder), load_checkpoint(options.folder)
-    run = build(recipe_of(stored.model, stored.training, "fp32"))
-    run.model.load_state_dict(saved["model"])
-    text = draw(run, options.prompt, options.tokens, options.temperature, options.top_k, seed=options.seed)[0]
+    model = recipe_of(stored.model, stored.training, "fp32").build_model().eval()
+    model.load_state_dict(saved["model"])
+    text = sample_text(model, options.prompt, options.tokens, options.temperature, options.top_k, seed=options.seed)[0]
     print(printable(text))
 
 
@@ -211,7 +238,10 @@ def run_sample(options: Sample) -> None:
 
 def ask_for_guess() -> float | None:
     """The reader's prediction, made before the run; None for none."""
-    answer = input("How many bits per byte will it need in the end? (8 is a blind guess; Enter skips) ").strip()
+    try:
+        answer = input("How many bits per byte will it need in the end? (8 is a blind guess; Enter skips) ").strip()
+    except EOFError:
+        answer = ""
     try:
         guess = float(answer)
     except ValueError:
@@ -234,7 +264,7 @@ def expected_band(version: str) -> tuple[float, float, str]:
 def judge(value: float, band: tuple[float, float, str]) -> str:
     """A sentence: inside or outside the band, and what to do if outside."""
     low, high, version = band
-    where = f"the band {low:.3f} to {high:.3f} that our runs on Python {version}'s source ended in"
+    where = f"the band {low:.3f} to {high:.3f} that 99 of 100 runs on Python {version}'s source end in"
     if low <= value <= high:
         return f"{value:.3f} is inside {where}."
     return (

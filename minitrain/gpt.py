@@ -1,4 +1,4 @@
-"""A decoder-only GPT, written to be read: one screen per block, no biases, and no flags inside.
+"""A decoder-only GPT, written to be read: one screen per block, no biases, and no flags inside the blocks.
 
 What can be swapped is a constructor argument that is a callable: `norm` and `qk_norm` are `(width) -> Module`, `mlp` is
 `(width) -> Module`, `attend` is `(q, k, v) -> y`. Shape letters: B batch, T tokens, C channels, H heads, D head width,
@@ -19,7 +19,7 @@ from minitrain.runtime.attention import causal_attention
 
 NormFactory = Callable[[int], nn.Module]
 LayerNorm = partial(nn.LayerNorm, bias=False)
-UnitRMSNorm = partial(nn.RMSNorm, elementwise_affine=False)  # for queries and keys: no gain to learn
+RMSNormWithoutGain = partial(nn.RMSNorm, elementwise_affine=False)  # for queries and keys
 
 
 class Rotary(nn.Module):
@@ -33,7 +33,7 @@ class Rotary(nn.Module):
 
     def __init__(self, head_width: int, context: int, base: float = 10_000.0):
         super().__init__()
-        frequency = base ** -torch.linspace(0, 1, head_width // 2 + 1)[:-1]  # one per pair, from 1 down towards 1/base
+        frequency = base ** (-torch.arange(0, head_width, 2) / head_width)  # one per pair, from 1 down towards 1/base
         angle = torch.outer(torch.arange(context).float(), frequency)
         self.register_buffer("cos", angle.cos(), persistent=False)
         self.register_buffer("sin", angle.sin(), persistent=False)
@@ -122,7 +122,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Tokens to the logits of the next token. `depth` is the one dial: width and heads follow from it unless given.
 
-    `width` defaults to 32 per layer, or `depth` follows from a given width; heads are 32 wide, 64 from width 384 on.
+    `width` defaults to 32 per block, or `depth` follows from a given width; heads are 32 wide.
     `learned_positions=True` adds a table of positions to the embedding in place of the rotary turns; `tied=True` uses the
     embedding as head. Raises `ValueError` for sizes that do not fit together.
     """
@@ -137,7 +137,7 @@ class GPT(nn.Module):
         norm: NormFactory = nn.RMSNorm,
         mlp: Callable[[int], nn.Module] = MLP,
         attend: Callable[[Tensor, Tensor, Tensor], Tensor] = causal_attention,
-        qk_norm: NormFactory = UnitRMSNorm,
+        qk_norm: NormFactory = RMSNormWithoutGain,
         learned_positions: bool = False,
         tied: bool = False,
     ):
@@ -147,7 +147,7 @@ class GPT(nn.Module):
         if width is None:
             width = 32 * depth
         if heads is None:
-            heads = max(1, width // (64 if width >= 384 else 32))
+            heads = max(1, width // 32)
         check_sizes(vocab_size=vocab_size, depth=depth, width=width, heads=heads, context=context)
         rotary = nn.Identity() if learned_positions else Rotary(width // heads, context)
         self.context = context
@@ -164,15 +164,17 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Every matrix keeps the size of its input; what is added to the stream is scaled for 2 additions per block.
+        """Every linear layer of a block keeps the size of its input, whichever `mlp` it is in.
 
-        A head of its own starts at zero, so that the model starts as a uniform guess: for bytes, exactly 8 bits per byte.
+        One that is named `out` writes into the residual stream, and is scaled down for two such additions per block. A
+        head of its own starts at zero, so that the model starts as a uniform guess: for bytes, exactly 8 bits per byte.
         """
         tied = self.head.weight is self.embedding.weight
         for name, module in self.blocks.named_modules():
             if isinstance(module, nn.Linear):
                 additions = 2 * len(self.blocks) if name.endswith(".out") else 1
                 nn.init.normal_(module.weight, std=(module.in_features * additions) ** -0.5)
+        # A tied table is also the head: rows of unit size would make the first logits large.
         for table in filter(None, (self.embedding, self.positions)):
             nn.init.normal_(table.weight, std=0.02 if tied or self.positions else 1.0)
         if not tied:
@@ -197,27 +199,27 @@ class GPT(nn.Module):
     def generate(
         self,
         prompt: Int[Tensor, "B T"],
-        tokens: int,
+        max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "B T2"]:
-        """The prompt followed by `tokens` drawn ones. `temperature=0` always takes the likeliest; `top_k` the best k."""
-        if math.isnan(temperature) or temperature < 0 or (top_k is not None and top_k < 1) or prompt.shape[1] < 1:
-            raise ValueError(
-                "generate needs a temperature of 0 or above, a top_k of at least 1 and a prompt of at least one token, "
-                f"not {temperature}, {top_k} and {prompt.shape[1]} tokens"
-            )
-        for _ in range(tokens):
-            logits = self(prompt[:, -self.context :])[:, -1].float()
+        """The prompt and what the model adds to it. `temperature=0` takes the likeliest; `top_k` draws from the best k."""
+        if math.isnan(temperature) or temperature < 0:
+            raise ValueError(f"temperature must be 0 or above, not {temperature}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        if prompt.shape[1] < 1:
+            raise ValueError("the prompt is empty; give it at least one token")
+        tokens = prompt
+        for _ in range(max_new_tokens):
+            logits = self(tokens[:, -self.context :])[:, -1].float()
             logits, choices = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # the best first
-            if temperature == 0:
-                drawn = choices[:, :1]
-            else:
-                odds = ((logits - logits[:, :1]) / temperature).softmax(-1)  # the best at 0: nothing overflows
-                drawn = choices.gather(-1, torch.multinomial(odds, 1, generator=generator))
-            prompt = torch.cat((prompt, drawn), dim=1)
-        return prompt
+            if temperature > 0:
+                probabilities = ((logits - logits[:, :1]) / temperature).softmax(-1)  # the best at 0: nothing overflows
+                choices = choices.gather(-1, torch.multinomial(probabilities, 1, generator=generator))
+            tokens = torch.cat((tokens, choices[:, :1]), dim=1)
+        return tokens
 
 
 def check_sizes(**sizes: int) -> None:
@@ -230,7 +232,7 @@ def check_sizes(**sizes: int) -> None:
         raise ValueError(f"width {width} does not split into {heads} heads of even width; choose heads that divide it")
 
 
-# The architecture of GPT-2 and of nanoGPT's CPU configuration, without biases, for comparisons.
+# nanoGPT's architecture with `bias=False`, for comparisons: sizes are the caller's, the initialization is ours.
 nanogpt_style = partial(
     GPT,
     norm=LayerNorm,

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minitrain.equilibrium import Filter, equilibrium, equilibrium_l2, exponential, heavy_ball, sign_of_two_averages
 from minitrain.runtime.fused import fused_adamw
@@ -218,7 +218,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         lr, weight_decay = group["lr"], group["weight_decay"]
         if weight_decay and self.step_rule is decay_by_lr:
-            return equilibrium(self.momentum_filter(group), lr, weight_decay, fan_in=1).rotation
+            return equilibrium(self.momentum_filter(group), lr, weight_decay, fan_in=1).rotation  # of any fan-in
         if weight_decay and self.input_rule is l2_gradient and self.direction is sgdm:
             return equilibrium_l2(self.momentum_filter(group), lr, weight_decay, unit_gradient=1.0).rotation
         return None
@@ -331,3 +331,24 @@ class Lion(Optimizer):
 
     def momentum_filter(self, group: dict[str, Any]) -> Filter:
         return sign_of_two_averages(group["betas"])
+
+
+# --- a hook between gradient and step -----------------------------------------------------------------------------------
+
+
+class ClipGradNorm:
+    """A `before_step` hook: scales all gradients down together where their joint norm is above `max_norm`."""
+
+    def __init__(self, max_norm: float = 1.0):
+        if not 0 < max_norm < float("inf"):
+            raise ValueError(
+                f"max_norm must be a finite number above 0, not {max_norm}; leave the hook out to not clip"
+            )
+        self.max_norm = max_norm
+        self.norm = torch.zeros(())
+
+    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_norm)
+
+    def metrics(self) -> dict[str, float]:
+        return {"grad_norm": self.norm.item()}  # before clipping

@@ -1,11 +1,11 @@
 """The one training loop. It knows no technique by name: each field of a recipe is used at one visible line.
 
-    losses[step] = gradient(run, step)       forward and backward, micro batch by micro batch
-    for hook in run.before_step: ...         clipping
-    run.optimizer.step()                     how far
-    for hook in run.after_step: ...          averaging
+    run.losses[run.step] = gradient(run, forward)    forward and backward, micro batch by micro batch
+    for hook in run.before_step: ...                 clipping
+    run.optimizer.step()                             how far
+    for hook in run.after_step: ...                  averaging
 
-Everything a run writes goes into one folder: `recipe.txt`, `metrics.jsonl`, `checkpoints/`.
+What it writes goes into one folder, which `runtime/folder.py` describes.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from minitrain.recipe import Data, Recipe, check_ownership
 from minitrain.runtime.device import autocast, move
 from minitrain.runtime.files import stop_requests
-from minitrain.runtime.folder import check_losses, log, open_folder, save
+from minitrain.runtime.folder import check_losses, log, save, start_or_resume
 from minitrain.schedules import set_schedules
 
 
@@ -47,6 +47,11 @@ class Run:
     def finished(self) -> bool:
         return self.step == self.recipe.steps
 
+    @property
+    def micro_rows(self) -> int:
+        """Rows that go through the model at once."""
+        return (self.recipe.micro_batch_size or self.recipe.batch_size) // self.data.row_size
+
 
 @runtime_checkable
 class Probe(Protocol):
@@ -63,26 +68,11 @@ class Probe(Protocol):
         ...
 
 
-class ClipGradNorm:
-    """A `before_step` hook: scales all gradients down together where their joint norm is above `max_norm`."""
-
-    def __init__(self, max_norm: float = 1.0):
-        if not 0 < max_norm < float("inf"):
-            raise ValueError(
-                f"max_norm must be a finite number above 0, not {max_norm}; leave the hook out to not clip"
-            )
-        self.max_norm = max_norm
-        self.norm = torch.zeros(())
-
-    def __call__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.norm = nn.utils.clip_grad_norm_(model.parameters(), self.max_norm)
-
-    def metrics(self) -> dict[str, float]:
-        return {"grad_norm": self.norm.item()}  # before clipping
-
-
 def build(recipe: Recipe, device: str | torch.device = "cpu") -> Run:
-    """Builds what the recipe names, without taking a step."""
+    """Builds what the recipe names, without taking a step. Seeds torch's default generators.
+
+    Raises `ValueError` where the parts do not fit together.
+    """
     device = torch.device(device)
     torch.manual_seed(recipe.seed)
     model = recipe.build_model().to(device).train()
@@ -131,20 +121,20 @@ def train(
         raise ValueError("log_every, evaluate_every, checkpoint_every and every probe's every must be at least 1 step")
     run = build(recipe, device)
     forward = torch.compile(run.model) if compile else run.model
-    open_folder(run, folder, resume)
+    start_or_resume(run, folder, resume)
 
-    def now(every: int) -> bool:
+    def due(every: int) -> bool:
         return run.step % every == 0 or run.finished
 
     bar = tqdm(total=recipe.steps * recipe.batch_size, initial=run.step * recipe.batch_size, unit="tok", unit_scale=True,
                disable=not progress, dynamic_ncols=True, smoothing=0.1)  # fmt: skip
     with bar, stop_requests() as stop_requested:
-        if run.step == 0 and not run.metrics:
+        if not run.metrics:
             log(run, {"val_loss": evaluate(run)})
         # --8<-- [start:loop]
         while not run.finished and not stop_requested():
-            due = [probe for probe in probes if (run.step + 1) % probe.every == 0]
-            for probe in due:
+            measuring = [probe for probe in probes if (run.step + 1) % probe.every == 0]
+            for probe in measuring:
                 probe.before(run)
             set_schedules(run.optimizer, recipe.schedules, run.step)
             run.losses[run.step] = gradient(run, forward)
@@ -156,17 +146,17 @@ def train(
             run.step += 1
 
             metrics: dict[str, Any] = {}
-            for probe in due:
+            for probe in measuring:
                 metrics |= probe.after(run) or {}
             run.optimizer.zero_grad()
-            if now(log_every):
+            if due(log_every):
                 metrics |= training_metrics(run, log_every)
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
-            if now(evaluate_every):
+            if due(evaluate_every):
                 metrics["val_loss"] = evaluate(run)
             if metrics:
                 log(run, metrics)
-            if now(checkpoint_every):
+            if due(checkpoint_every):
                 save(run)
             bar.update(recipe.batch_size)
         # --8<-- [end:loop]
@@ -178,11 +168,10 @@ def train(
 # --8<-- [start:gradient]
 def gradient(run: Run, forward: Callable[[Tensor], Tensor]) -> Tensor:
     """Accumulates the batch's gradient in `.grad` and returns the batch's mean loss, without waiting for the device."""
-    recipe, row = run.recipe, run.data.row_size
-    inputs, targets = run.data.batch(recipe.seed, run.step, recipe.batch_size // row)
-    rows = (recipe.micro_batch_size or recipe.batch_size) // row
+    recipe = run.recipe
+    inputs, targets = run.data.batch(recipe.seed, run.step, recipe.batch_size // run.data.row_size)
     total = torch.zeros((), device=run.device)
-    for x, y in zip(inputs.split(rows), targets.split(rows), strict=True):
+    for x, y in zip(inputs.split(run.micro_rows), targets.split(run.micro_rows), strict=True):
         with autocast(run.device, recipe.precision):
             loss = recipe.loss(forward, move(x, run.device), move(y, run.device)) * (len(x) / len(inputs))
         loss.backward()
@@ -196,10 +185,9 @@ def gradient(run: Run, forward: Callable[[Tensor], Tensor]) -> Tensor:
 @torch.no_grad()
 def evaluate(run: Run) -> float:
     """Mean validation loss in nats, of the model that `evaluation_model` names."""
-    rows = max((run.recipe.micro_batch_size or run.recipe.batch_size) // run.data.row_size, 1)
     total, count = torch.zeros((), device=run.device), 0
     with evaluation_model(run) as model, autocast(run.device, run.recipe.precision):
-        for inputs, targets in run.data.validation(rows):
+        for inputs, targets in run.data.validation(run.micro_rows):
             total += run.recipe.loss(model, move(inputs, run.device), move(targets, run.device)) * len(inputs)
             count += len(inputs)
     return (total / count).item()

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import minitrain
 from minitrain.data.text import Text
 from minitrain.gpt import GPT, MLP
-from minitrain.optim import AdamW
+from minitrain.optim import AdamW, ClipGradNorm
 from minitrain.recipe import Recipe
 from minitrain.schedules import warmup_stable_decay
-from minitrain.train import ClipGradNorm, Run, build, train
+from minitrain.train import Run, build, train
 
 CONTEXT, VOCAB, STEPS = 16, 64, 20
 TEXT = bytes((i * i // 7 + i // 5) % VOCAB for i in range(2000))

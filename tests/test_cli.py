@@ -53,7 +53,7 @@ BAD = {  # arguments after TINY, and what the sentence must name
     "lr negative": (["--lr", "-0.1"], ["lr", "-0.1", "above 0"]),
     "lr zero": (["--lr", "0"], ["lr", "0", "above 0"]),
     "lr nan": (["--lr", "nan"], ["lr", "nan", "above 0"]),
-    "lr word": (["--lr", "fast"], ["--lr", "fast"]),
+    "lr word": (["--lr", "fast"], ["--lr takes a number", "fast"]),
     "decay nan": (["--weight-decay", "nan"], ["weight_decay", "nan"]),
     "betas": (["--betas", "0.9", "1.5"], ["betas", "1.5"]),
     "betas of sgd": (["--optimizer", "sgd", "--betas", "0.9", "0.9"], ["sgd", "betas"]),
@@ -61,7 +61,12 @@ BAD = {  # arguments after TINY, and what the sentence must name
     "warmup nan": (["--warmup", "nan"], ["warmup", "nan"]),
     "warmup and cooldown": (["--warmup", "0.9"], ["warmup", "cooldown", "6 steps"]),
     "steps zero": (["--steps", "0"], ["steps", "at least 1", "0"]),
-    "steps fraction": (["--steps", "1.5"], ["--steps", "1.5"]),
+    "steps fraction": (["--steps", "1.5"], ["--steps takes a whole number", "1.5"]),
+    "one beta": (["--betas", "0.9"], ["--betas takes two numbers", "0.9"]),
+    "missing value": (["--steps"], ["Missing value", "--steps"]),
+    "cooldown of cosine": (["--schedule", "cosine", "--cooldown", "0.2"], ["cosine", "cooldown", "wsd"]),
+    "shape of linear": (["--schedule", "linear", "--shape", "square"], ["linear", "shape", "wsd"]),
+    "resume and out": (["--resume", "run"], ["--out"]),
     "seed negative": (["--seed", "-1"], ["seed", "-1"]),
     "heads": (["--heads", "3"], ["32", "3 heads"]),
     "depth zero": (["--depth", "0"], ["depth", "at least 1", "0"]),
@@ -85,8 +90,8 @@ def test_bad_input_is_one_sentence_that_names_it(case: str, text: Path, capsys: 
     assert code == 2
     assert "Traceback" not in error
     assert all(word in error for word in named), error
-    if error.startswith("minitrain: "):
-        assert error.count("\n") == 1
+    assert error.startswith("minitrain: ")
+    assert error.count("\n") == 1
     assert not Path("out/metrics.jsonl").exists()
 
 
@@ -210,6 +215,40 @@ def test_every_model_option_builds(field: str):
         assert model(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 256)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"), [([], "demo, train, sample"), (["frob"], "frob"), (["sample"], "PATH")]
+)
+def test_a_command_that_is_none_is_one_sentence(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]):
+    code, error = outcome(arguments, capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert named in error
+
+
+def test_a_refused_run_leaves_no_folder(text: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(["train", *TINY, "--data", str(text), "--out", "out", "--lr", "-1"], capsys)[0] == 2
+    assert not Path("out").exists()
+
+
+def test_ctrl_c_before_the_run_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def interrupt(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "carry_out", interrupt)
+    assert outcome(["demo"], capsys) == (130, "minitrain: interrupted\n")
+
+
+def test_sampling_needs_the_run_but_not_its_data(text: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(["train", *TINY, "--data", str(text), "--out", "run"], capsys)[0] == 0
+    text.unlink()
+    assert outcome(["sample", "run", "--tokens", "5"], capsys)[0] == 0
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "minitrain", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "demo" in done.stdout
+
+
 def test_options_survive_their_file(tmp_path: Path):
     options = Train(Model(depth=2), Training(data=Path("x"), betas=(0.8, 0.9)), Machine(threads=1))
     cli.write_options(tmp_path, options)
@@ -227,7 +266,7 @@ def test_the_demo_shows_samples_band_and_picture(monkeypatch: pytest.MonkeyPatch
         "bits per byte",
         "outside the band",
         "picture.png",
-        "minitrain sample",
+        "sample runs/demo",
     ):
         assert expected in shown
     assert Path("runs/demo/picture.png").stat().st_size > 10_000

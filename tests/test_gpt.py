@@ -15,9 +15,9 @@ from minitrain.gpt import (
     Attention,
     Block,
     LayerNorm,
+    RMSNormWithoutGain,
     Rotary,
     SwiGLU,
-    UnitRMSNorm,
     nanogpt_style,
     relu_squared,
     textbook_attention,
@@ -33,7 +33,7 @@ def seeded():
 
 
 NORMS = {"rms": nn.RMSNorm, "layer": LayerNorm}
-QK_NORMS = {"qk": UnitRMSNorm, "qk-layer": LayerNorm, "no-qk": nn.Identity}
+QK_NORMS = {"qk": RMSNormWithoutGain, "qk-layer": LayerNorm, "no-qk": nn.Identity}
 MLPS = {"relu2": MLP, "gelu": partial(MLP, activation=F.gelu), "swiglu": SwiGLU}
 POSITIONS = {"rotary": False, "learned": True}
 HEADS = {"untied": False, "tied": True}
@@ -413,12 +413,12 @@ def test_gradients_reach_every_parameter_once_the_head_has_moved(variant: dict):
         ({"depth": 1}, 1, 32, 1),
         ({"depth": 6}, 6, 192, 6),
         ({"depth": 11}, 11, 352, 11),
-        ({"depth": 12}, 12, 384, 6),
+        ({"depth": 13}, 13, 416, 13),
         ({"width": 16}, 1, 16, 1),
         ({"width": 64}, 2, 64, 2),
-        ({"width": 384}, 12, 384, 6),
+        ({"width": 384}, 12, 384, 12),
         ({"depth": 2, "width": 256}, 2, 256, 8),
-        ({"depth": 12, "width": 768}, 12, 768, 12),
+        ({"depth": 12, "width": 768}, 12, 768, 24),
         ({"depth": 2, "heads": 8}, 2, 64, 8),
     ],
     ids=str,
@@ -599,11 +599,11 @@ def test_a_prompt_longer_than_the_context_is_read_from_its_end(learned: bool):
         ({"temperature": -0.5}, "-0.5"),
         ({"top_k": 0}, "0"),
         ({"top_k": -1}, "-1"),
-        ({"prompt": PROMPT[:, :0]}, "0 tokens"),
+        ({"prompt": PROMPT[:, :0]}, "empty"),
     ],
     ids=str,
 )
 def test_generation_refuses_what_it_cannot_do(arguments: dict, word: str):
-    with pytest.raises(ValueError, match="generate needs") as caught:
-        small_gpt().generate(**{"prompt": PROMPT, "tokens": 1, **arguments})
+    with pytest.raises(ValueError, match=r"temperature|top_k|prompt") as caught:
+        small_gpt().generate(**{"prompt": PROMPT, "max_new_tokens": 1, **arguments})
     assert_one_sentence(caught.value, word)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minitrain.commands import table_of_groups
 from minitrain.data.text import Text, standard_library
-from minitrain.gpt import GPT, MLP, LayerNorm, SwiGLU, UnitRMSNorm, nanogpt_style, relu_squared
+from minitrain.gpt import GPT, MLP, LayerNorm, RMSNormWithoutGain, SwiGLU, nanogpt_style, relu_squared
 from minitrain.optim import AdamW
 from minitrain.recipe import (
     Recipe,
@@ -25,7 +26,6 @@ from minitrain.recipe import (
     cross_entropy,
     describe,
     difference,
-    table_of_groups,
 )
 from minitrain.schedules import warmup_stable_decay
 
@@ -335,7 +335,7 @@ def names_in(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[s
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize(
     ("norm", "qk_norm", "mlp"),
-    list(product([nn.RMSNorm, LayerNorm], [UnitRMSNorm, LayerNorm, nn.Identity], [MLP, SwiGLU])),
+    list(product([nn.RMSNorm, LayerNorm], [RMSNormWithoutGain, LayerNorm, nn.Identity], [MLP, SwiGLU])),
 )
 def test_every_parameter_of_every_gpt_is_in_the_group_of_its_kind(norm, qk_norm, mlp, learned: bool, tied: bool):
     model = GPT(16, depth=2, width=16, norm=norm, qk_norm=qk_norm, mlp=mlp, learned_positions=learned, tied=tied)

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minitrain.lab.probes import Rotation
-from minitrain.optim import AdamW
+from minitrain.optim import AdamW, ClipGradNorm
 from minitrain.recipe import Recipe, by_kind
-from minitrain.train import ClipGradNorm, Run, build, evaluate, evaluation_model, gradient, train
+from minitrain.train import Run, build, evaluate, evaluation_model, gradient, train
 
 # --- accumulation -----------------------------------------------------------------------------------------------------
 

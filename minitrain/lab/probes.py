@@ -42,10 +42,15 @@ class Rotation:
             name: angle(rows(self.old[name], row_dims), rows(w.detach(), row_dims)).square().nanmean().sqrt()
             for name, w, row_dims in self.weights(run)
         }
-        result = {"rotation": dict(zip(turned, torch.stack(list(turned.values())).tolist(), strict=True))}
+        of_group = "" if self.group == "matrices" else f"_of_{self.group}"
+        result: dict[str, Any] = {
+            f"rotation{of_group}": dict(zip(turned, torch.stack(list(turned.values())).tolist(), strict=True))
+        }
         group = next(g for g in run.optimizer.param_groups if g.get("name") == self.group)
-        predict = getattr(run.optimizer, "equilibrium_rotation", lambda group: None)
-        return result if predict(group) is None else {**result, "predicted_rotation": predict(group)}
+        predict = getattr(run.optimizer, "equilibrium_rotation", None)
+        if predict and (predicted := predict(group)) is not None:
+            result[f"predicted_rotation{of_group}"] = predicted
+        return result
 
     def weights(self, run: "Run") -> list[tuple[str, Tensor, int]]:
         """Name, weight and `row_dims` of each measured parameter."""

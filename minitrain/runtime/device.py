@@ -56,9 +56,9 @@ def use_fast_cpu(threads: int | None = None) -> list[Setting]:
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     torch.set_num_threads(threads or min(4, torch.get_num_threads()))
-    said = [
-        Setting(f"{torch.get_num_threads()} threads", "you asked for it" if threads else "small models gain no more")
-    ]
+    set_to = torch.get_num_threads()
+    why = "you asked for it" if threads else "small models gain no more" if set_to == 4 else "all that torch finds"
+    said = [Setting(f"{set_to} thread{'s' * (set_to != 1)}", why)]
     torch.set_float32_matmul_precision("medium")
     if products_are_exact():
         said.append(Setting("fp32 by oneDNN", "measured to be exact float32 here"))

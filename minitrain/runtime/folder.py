@@ -3,6 +3,8 @@
 recipe.txt          the recipe and what else the last bits depend on, one value per line
 metrics.jsonl       one line per logged step; free of times, so that a resumed run writes the same file
 checkpoints/        the newest two
+
+The command adds `options.json`, and at the end `model.safetensors` and `picture.png`.
 """
 
 import json
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from minitrain.train import Run
 
 
-def open_folder(run: "Run", folder: Path | str | None, resume: bool) -> None:
+def start_or_resume(run: "Run", folder: Path | str | None, resume: bool) -> None:
     """Starts a run's folder, or takes up the run that it holds; a run killed before its first checkpoint starts anew.
 
     Raises `FileExistsError` where a new run would overwrite an old one, `FileNotFoundError` where there is none to resume,

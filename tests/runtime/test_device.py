@@ -167,7 +167,7 @@ def test_fast_products_are_kept_only_where_they_were_measured_to_be_exact(
     monkeypatch.setattr("minitrain.runtime.device.products_are_exact", lambda: exact)
     said = use_fast_cpu(1)
     assert torch.get_float32_matmul_precision() == products
-    assert [setting.value for setting in said] == ["1 threads", "fp32 by oneDNN"][: 1 + exact]
+    assert [setting.value for setting in said] == ["1 thread", "fp32 by oneDNN"][: 1 + exact]
 
 
 @pytest.mark.parametrize(("present", "asked", "expected"), [(1, None, 1), (3, None, 3), (7, None, 4), (1, 6, 6)])
@@ -175,7 +175,8 @@ def test_threads_are_at_most_four_unless_asked_for(present: int, asked: int | No
     torch.set_num_threads(present)
     said = use_fast_cpu(asked)
     assert torch.get_num_threads() == expected
-    assert said[0] == (f"{expected} threads", "you asked for it" if asked else "small models gain no more")
+    why = "you asked for it" if asked else "small models gain no more" if expected == 4 else "all that torch finds"
+    assert said[0] == (f"{expected} thread{'s' * (expected != 1)}", why)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

@@ -31,11 +31,11 @@ from small import (
 
 import minitrain.train
 from minitrain.lab.probes import Rotation
-from minitrain.optim import AdamW
+from minitrain.optim import AdamW, ClipGradNorm
 from minitrain.recipe import Recipe, describe
 from minitrain.runtime.checkpoint import checkpoints, load_checkpoint
 from minitrain.runtime.folder import environment
-from minitrain.train import ClipGradNorm, Run, build
+from minitrain.train import Run, build
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +150,7 @@ def test_metrics_in_memory_are_those_in_the_file(tmp_path: Path) -> None:
 def test_a_measurement_that_is_no_number_is_still_written_as_json(tmp_path: Path) -> None:
     """A head that starts at zero has no direction to turn from."""
     train_in(tmp_path, probes=[Rotation("head", every=1)])
-    assert lines_of(tmp_path)[1]["rotation"] == {"head.weight": None}
+    assert lines_of(tmp_path)[1]["rotation_of_head"] == {"head.weight": None}
 
 
 def test_a_new_run_does_not_overwrite_an_old_one(finished: Path) -> None:
@@ -333,7 +333,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "hook": (
         {"before_step": (partial(ClipGradNorm, 0.3), ClipGradNorm)},
-        r"before_step.1 was None and is now minitrain.train.ClipGradNorm; make them equal",
+        r"before_step.1 was None and is now minitrain.optim.ClipGradNorm; make them equal",
     ),
     "two values": (
         {"micro_batch_size": CONTEXT, "seed": 3},
