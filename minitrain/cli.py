@@ -5,6 +5,7 @@ import dataclasses
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import warnings
@@ -204,7 +205,10 @@ def schedule_of(training: Training, schedules: Any) -> partial:
         if getattr(training, name) is not None and training.schedule not in of:
             raise ValueError(f"{training.schedule} takes no {name}; leave it out or choose {' or '.join(of)}")
     steps, warmup = training.steps, round(training.warmup * training.steps)
-    cooldown = round((0.5 if training.cooldown is None else training.cooldown) * steps)
+    share = 0.5 if training.cooldown is None else training.cooldown
+    cooldown = round(share * steps)
+    if training.warmup + share <= 1:
+        cooldown = min(cooldown, steps - warmup)  # both may have been rounded up
     shapes = {
         "linear": schedules.linear,
         "one-minus-sqrt": schedules.one_minus_sqrt,
@@ -239,11 +243,24 @@ def next_free_folder(name: str) -> Path:
 
 
 def write_options(folder: Path, options: Train) -> None:
-    """Stores what was asked for, for `--resume` and `minitrain sample`."""
+    """Stores the options as a command line, for `--resume` and `minitrain sample`."""
     from minitrain.runtime.files import write_text
 
-    parts = {name: dataclasses.asdict(getattr(options, name)) for name in ("model", "training", "machine")}
-    write_text(folder / "options.json", json.dumps(parts, indent=1, default=str) + "\n")
+    write_text(folder / "options.json", json.dumps(arguments_of(options), indent=1) + "\n")
+
+
+def arguments_of(options: Train) -> list[str]:
+    """The command line that says all options in full."""
+    arguments: list[str] = []
+    for part in (options.model, options.training, options.machine):
+        for name, value in dataclasses.asdict(part).items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            elif value is not None:
+                values = value if isinstance(value, tuple) else (value.resolve() if isinstance(value, Path) else value,)
+                arguments += [f"--{flag}", *map(str, values)]
+    return arguments
 
 
 def read_options(folder: Path) -> Train:
@@ -252,18 +269,22 @@ def read_options(folder: Path) -> Train:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not the folder of a run (it has no options.json); give one that is")
     try:
-        parts = json.loads(path.read_text())
-        training = parts["training"]
-        training["data"] = training["data"] and Path(training["data"])
-        training["betas"] = training["betas"] and tuple(training["betas"])
-        return Train(Model(**parts["model"]), Training(**training), Machine(**parts["machine"]))
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged; start the run again") from None
+        arguments = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
+        raise ValueError(f"{path} is damaged; start a new run in another folder")
+    return parse(Train, arguments, prog=str(path))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the command. Bad input ends in one sentence and exit code 2, never in a traceback."""
     argv = sys.argv[1:] if argv is None else argv
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the caller
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(getattr(sys, stream), "reconfigure"):
+            getattr(sys, stream).reconfigure(errors="replace")  # a terminal that lacks a sign shows another
     warnings.showwarning = print_warning  # ty: ignore[invalid-assignment]
     options = parse(
         Demo | Train | Sample, argv, prog="minitrain", description="Learn what an optimizer's update really does."
@@ -278,6 +299,9 @@ def main(argv: list[str] | None = None) -> None:
         from minitrain import commands
 
         commands.carry_out(options)
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(complaint(str(error)))
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ from minitrain.cli import (
 from minitrain.data.text import decode, encode, python_version
 from minitrain.lab.plots import draw_run
 from minitrain.lab.probes import Rotation
-from minitrain.runtime.checkpoint import export_weights, load_checkpoint
+from minitrain.runtime.checkpoint import checkpoints, export_weights, load_checkpoint, load_model
 from minitrain.runtime.device import autocast, choose_device, choose_precision, use_fast_cpu
 from minitrain.runtime.files import check_writable
 from minitrain.runtime.folder import refuse_to_overwrite
@@ -48,7 +48,9 @@ def carry_out(options: Demo | Train | Sample) -> None:
         run_sample(options)
     else:
         folder = options.resume or options.out or next_free_folder("train")
-        train_and_report(options, folder, resume=options.resume is not None)
+        run = train_and_report(options, folder, resume=options.resume is not None)
+        if not run.finished:
+            sys.exit(130)  # as after Ctrl-C: a script must not take this for success
 
 
 def run_demo(options: Demo) -> None:
@@ -56,7 +58,7 @@ def run_demo(options: Demo) -> None:
     folder = options.out or next_free_folder("demo")
     print("A GPT of 0.85 M parameters is about to read the source of Python's standard library, byte by byte,")
     print("and to guess each next byte. How surprised it is, on average, is measured in bits per byte.")
-    guess = ask_for_guess() if sys.stdin.isatty() and sys.stdout.isatty() else None
+    guess = ask_for_guess() if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty() else None
     run = train_and_report(demo_options(options.seed, options.machine), folder, samples=True, guess=guess)
     if run.finished:
         value = bits_per_byte(run)
@@ -79,26 +81,19 @@ def train_and_report(
     """Trains what the options say, with everything a person wants to see around it."""
     device, precision = set_up(options.machine)
     recipe = recipe_of(options.model, options.training, precision)  # ty: ignore[invalid-argument-type]
-    built = build(recipe)
+    run = build(recipe, device)
     if not resume:
         check_writable(folder)
         refuse_to_overwrite(folder)
     source = options.training.data or f"the standard library of Python {python_version()}"
     print(f"Data: {source}; {recipe.batch_size:,} bytes a step, {recipe.steps:,} steps")
-    print(table_of_groups(built.optimizer))
-    if not resume:
+    print(table_of_groups(run.optimizer))
+    if not checkpoints(folder):
         write_options(folder, options)
     probes = [Rotation(), *([Sampler()] if samples else [])]
     started = time.monotonic()
-    run = train(
-        recipe,
-        device=device,
-        folder=folder,
-        resume=resume,
-        probes=probes,
-        compile=options.machine.compile,
-        progress=True,
-    )
+    compile = options.machine.compile
+    train(run, folder=folder, resume=resume, probes=probes, compile=compile, progress=True)
     if not run.finished:
         print(
             f"Stopped after step {run.step} of {recipe.steps} and saved; go on with: {command()} train --resume {folder}"
@@ -119,7 +114,7 @@ def set_up(machine: Machine) -> tuple[str, str]:
     """Chooses device and precision, sets the process's threads where it computes on the CPU, and prints all with reasons."""
     device = choose_device(machine.device)
     precision = choose_precision(device.value, machine.precision)
-    settings = [device, precision, *(use_fast_cpu(machine.threads) if device.value == "cpu" else [])]
+    settings = [device, precision, *(use_fast_cpu(machine.threads) if torch.device(device.value).type == "cpu" else [])]
     print("Machine:", "; ".join(f"{value} ({reason})" for value, reason in settings))
     return device.value, precision.value
 
@@ -141,7 +136,10 @@ def command() -> str:
 
 def bits_per_byte(run: Run) -> float:
     """The latest validation loss, in bits."""
-    return next(m["val_loss"] for m in reversed(run.metrics) if "val_loss" in m) / math.log(2)
+    loss = next(m["val_loss"] for m in reversed(run.metrics) if "val_loss" in m)
+    if loss is None:
+        raise FloatingPointError("the validation loss is no longer a number; lower lr or warm up for longer")
+    return loss / math.log(2)
 
 
 # --- samples -----------------------------------------------------------------------------------------------------------
@@ -228,7 +226,7 @@ def run_sample(options: Sample) -> None:
         raise ValueError(f"tokens must be at least 1, not {options.tokens}")
     stored, saved = read_options(options.folder), load_checkpoint(options.folder)
     model = recipe_of(stored.model, stored.training, "fp32").build_model().eval()
-    model.load_state_dict(saved["model"])
+    load_model(model, saved)
     text = sample_text(model, options.prompt, options.tokens, options.temperature, options.top_k, seed=options.seed)[0]
     print(printable(text))
 

@@ -73,7 +73,8 @@ def equilibrium(filter: Filter, lr: float, weight_decay: float, fan_in: int) -> 
     check_decay(weight_decay)
     update = lr * math.sqrt(fan_in * filter.energy)
     rotation = math.sqrt(2 * lr * weight_decay * filter.energy) / filter.total
-    return Equilibrium(update, update / rotation, rotation, 1 / (2 * lr * weight_decay))
+    norm = filter.total * math.sqrt(lr * fan_in / (2 * weight_decay))
+    return Equilibrium(update, norm, rotation, 1 / (2 * lr * weight_decay))
 
 
 def equilibrium_l2(filter: Filter, lr: float, weight_decay: float, unit_gradient: float) -> Equilibrium:
@@ -100,9 +101,9 @@ def equilibrium_adam_l2(
     check_decay(weight_decay)
     total_rms = float(torch.as_tensor(unit_gradient_rms, dtype=torch.float64).expand(fan_in).sum())
     update = lr * math.sqrt(fan_in * filter.energy)
-    norm = (lr * total_rms / (2 * weight_decay)) ** (1 / 3)
+    norm = (lr * total_rms * filter.total / (2 * weight_decay)) ** (1 / 3)
     typical_rms = total_rms / fan_in / norm  # sqrt(v) at the equilibrium norm
-    return Equilibrium(update, norm, update / norm, typical_rms / (3 * lr * weight_decay))
+    return Equilibrium(update, norm, update / norm, typical_rms / (3 * lr * weight_decay * filter.total))
 
 
 def check_decay(weight_decay: float) -> None:

@@ -215,7 +215,7 @@ class GPT(nn.Module):
         for _ in range(max_new_tokens):
             logits = self(tokens[:, -self.context :])[:, -1].float()
             logits, choices = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # the best first
-            if temperature > 0:
+            if temperature > 1e-6:  # below, the likeliest token leaves no chance to any other
                 probabilities = ((logits - logits[:, :1]) / temperature).softmax(-1)  # the best at 0: nothing overflows
                 choices = choices.gather(-1, torch.multinomial(probabilities, 1, generator=generator))
             tokens = torch.cat((tokens, choices[:, :1]), dim=1)

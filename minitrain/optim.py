@@ -15,7 +15,6 @@ A part declares what it needs by keyword-only arguments with the names of the op
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -110,7 +109,7 @@ def constant_decay(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay
 
 def decay_by_squared_lr(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: float) -> Tensor:
     """`(1 - lr^2*weight_decay) w - lr*u`: decay and the growth by noise, which goes as `lr^2`, keep their proportion."""
-    return w.mul(1 - lr**2 * weight_decay).sub_(u, alpha=lr)
+    return w.mul(1 - lr * lr * weight_decay).sub_(u, alpha=lr)
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
@@ -199,7 +198,12 @@ class Optimizer(torch.optim.Optimizer):
         self.storage.store(p, self.step_rule(w, u, state, **needed(self.step_rule, group)), state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but the state keeps its own dtype, where torch would cast it to the parameter's."""
+        """As torch's, but the state keeps its own dtype, where torch would cast it to the parameter's.
+
+        Raises `ValueError` for the state of one of torch's own optimizers, whose names differ.
+        """
+        if any({"exp_avg", "momentum_buffer"} & set(state) for state in state_dict["state"].values()):
+            raise ValueError("this state was saved by an optimizer of torch; go on with that one, or start without it")
         super().load_state_dict(state_dict)
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
@@ -207,20 +211,22 @@ class Optimizer(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(i, {}).items():
                 self.state[p][key] = value.to(p.device, copy=True) if isinstance(value, Tensor) else value
 
-    def momentum_filter(self, group: dict[str, Any]) -> Filter:
-        """The filter that turns this optimizer's gradients into updates; see `Filter`."""
-        raise TypeError(f"{type(self).__name__} names no momentum filter, so its equilibrium cannot be predicted")
+    def momentum_filter(self, group: dict[str, Any]) -> Filter | None:
+        """The filter that turns this optimizer's gradients into updates; None where nobody said which it is."""
+        return None
 
     def equilibrium_rotation(self, group: dict[str, Any]) -> float | None:
         """The angle per step, in radians, that the group's neurons settle at under its present values.
 
-        None without decay, and where the angle depends on the gradients' size (Adam with L2).
+        None without decay, for an unknown filter, and where the angle depends on the gradients' size (Adam with L2).
         """
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        if weight_decay and self.step_rule is decay_by_lr:
-            return equilibrium(self.momentum_filter(group), lr, weight_decay, fan_in=1).rotation  # of any fan-in
-        if weight_decay and self.input_rule is l2_gradient and self.direction is sgdm:
-            return equilibrium_l2(self.momentum_filter(group), lr, weight_decay, unit_gradient=1.0).rotation
+        lr, weight_decay, filter = group["lr"], group.get("weight_decay", 0.0), self.momentum_filter(group)
+        if filter is None or not lr * weight_decay > 0:
+            return None
+        if self.step_rule is decay_by_lr:
+            return equilibrium(filter, lr, weight_decay, fan_in=1).rotation  # the same for any fan-in
+        if self.input_rule is l2_gradient and self.direction is sgdm:
+            return equilibrium_l2(filter, lr, weight_decay, unit_gradient=1.0).rotation
         return None
 
 
@@ -239,16 +245,16 @@ def keyword_only(part: Callable) -> tuple[str, ...]:
 def check_hyperparameters(hyper: dict[str, Any]) -> None:
     """Raises `ValueError` with one sentence that names the first value out of range."""
     allowed = {
-        "lr": ("a finite number above 0", lambda x: 0 < x < math.inf),
-        "weight_decay": ("a finite number, 0 or above", lambda x: 0 <= x < math.inf),
-        "eps": ("a finite number, 0 or above", lambda x: 0 <= x < math.inf),
+        "lr": ("a number above 0 and at most 1e30", lambda x: 0 < x <= 1e30),
+        "weight_decay": ("a number from 0 to 1e30", lambda x: 0 <= x <= 1e30),
+        "eps": ("a number from 0 to 1e30", lambda x: 0 <= x <= 1e30),
         "momentum": ("a number from 0 to below 1", lambda x: 0 <= x < 1),
         "betas": ("two numbers from 0 to below 1", lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x)),
     }
     for name, (words, test) in allowed.items():
         try:
-            ok = name not in hyper or test(hyper[name])
-        except TypeError:  # not a number at all
+            ok = name not in hyper or (not isinstance(hyper[name], Tensor) and bool(test(hyper[name])))
+        except (TypeError, ValueError):  # not a number at all
             ok = False
         if not ok:
             raise ValueError(f"{name} must be {words}, not {hyper[name]!r}")

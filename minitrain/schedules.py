@@ -27,7 +27,7 @@ def exponential_warmup(step: int, warmup: int, start: float = 0.01) -> float:
 
 
 # --- cooldown shapes: x in [0, 1) is how much of the cooldown is over; from 1 down to 0 --------------------------------
-# The shapes of Dremov et al., 2025, arXiv 2508.01483; `one_minus_sqrt` is from Hägele et al., 2024, arXiv 2405.18392.
+# Those in the code of Dremov et al., 2025, arXiv 2508.01483; `one_minus_sqrt` is from Hägele et al., 2024, arXiv 2405.18392.
 
 
 def linear(x: float) -> float:
@@ -169,4 +169,7 @@ def set_schedules(
         for (name, key), schedule in schedules.items():
             if key in group and (name == group.get("name") or (name == "*" and key not in own)):
                 initial, value = group.setdefault(f"initial_{key}", group[key]), schedule(step)
-                group[key] = initial * value if isinstance(initial, float | int) else value
+                if isinstance(initial, torch.Tensor):
+                    group[key] = initial * value
+                else:
+                    group[key] = float(initial * value) if isinstance(initial, float | int) else value

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minitrain.recipe import Data, Recipe, check_ownership
 from minitrain.runtime.device import autocast, move
-from minitrain.runtime.files import stop_requests
+from minitrain.runtime.files import only_writer, stop_requests
 from minitrain.runtime.folder import check_losses, log, save, start_or_resume
 from minitrain.schedules import set_schedules
 
@@ -100,7 +100,7 @@ def build(recipe: Recipe, device: str | torch.device = "cpu") -> Run:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | Run,
     *,
     device: str | torch.device = "cpu",
     folder: Path | str | None = None,
@@ -114,21 +114,25 @@ def train(
 ) -> Run:
     """Trains to the recipe's end, or until Ctrl-C or SIGTERM, which save a checkpoint where there is a folder.
 
+    A run that `build` made already is taken as it is, on its device.
     Raises `FloatingPointError` when the loss is no longer a number; the checkpoints written before stay as they are.
     """
     probes = tuple(probes)
     if min(log_every, evaluate_every, checkpoint_every, *(probe.every for probe in probes)) < 1:
         raise ValueError("log_every, evaluate_every, checkpoint_every and every probe's every must be at least 1 step")
-    run = build(recipe, device)
+    run = build(recipe, device) if isinstance(recipe, Recipe) else recipe
+    recipe = run.recipe
     forward = torch.compile(run.model) if compile else run.model
-    start_or_resume(run, folder, resume)
 
     def due(every: int) -> bool:
         return run.step % every == 0 or run.finished
 
-    bar = tqdm(total=recipe.steps * recipe.batch_size, initial=run.step * recipe.batch_size, unit="tok", unit_scale=True,
-               disable=not progress, dynamic_ncols=True, smoothing=0.1)  # fmt: skip
-    with bar, stop_requests() as stop_requested:
+    if folder and not resume:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    bar = tqdm(total=recipe.steps * recipe.batch_size, unit="tok", unit_scale=True, disable=not progress, smoothing=0.1)
+    with bar, only_writer(Path(folder) if folder else None), stop_requests() as stop_requested:
+        start_or_resume(run, folder, resume)
+        bar.update(run.step * recipe.batch_size)
         if not run.metrics:
             log(run, {"val_loss": evaluate(run)})
         # --8<-- [start:loop]

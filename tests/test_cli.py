@@ -1,7 +1,9 @@
 """The command: what it writes, what it says, and one sentence for every kind of bad input."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -162,6 +164,11 @@ def test_damaged_options_and_checkpoints_are_sentences(text: Path, capsys: pytes
     assert code == 2
     assert "damaged" in error
     assert "Traceback" not in error
+    options = Path("run/options.json").read_text()
+    for damaged in (options.replace('"rms"', '"foo"'), '{"model": 3}', "[1]", "[" * 100_000, "{"):
+        Path("run/options.json").write_text(damaged)
+        code, error = outcome(["sample", "run"], capsys)
+        assert (code, error.count("\n")) == (2, 1)
     Path("run/options.json").write_text("{")
     code, error = outcome(["train", "--resume", "run"], capsys)
     assert (code, error.count("\n")) == (2, 1)
@@ -229,6 +236,70 @@ def test_a_refused_run_leaves_no_folder(text: Path, capsys: pytest.CaptureFixtur
     assert not Path("out").exists()
 
 
+def test_a_run_can_be_resumed_from_elsewhere_after_its_data_moved(text: Path, capsys: pytest.CaptureFixture[str]):
+    """What counts is the data, told by its digest, not where it lies."""
+    assert outcome(["train", *TINY, "--data", text.name, "--out", "run"], capsys)[0] == 0
+    moved = text.rename(text.with_name("moved.txt"))
+    Path("elsewhere").mkdir()
+    os.chdir("elsewhere")
+    assert outcome(["train", "--resume", "../run", "--data", str(moved)], capsys)[0] == 0
+    moved.write_text(moved.read_text() + "more")
+    code, error = outcome(["train", "--resume", "../run", "--data", str(moved)], capsys)
+    assert code == 2
+    assert "data are not those" in error
+
+
+def test_a_folder_of_text_does_not_grow_by_the_run_inside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    Path("book.txt").write_text("It was a dark and stormy night.\n" * 200)
+    Path(".hidden").write_text("not to be read")
+    assert outcome(["train", *TINY, "--data", ".", "--out", "run"], capsys)[0] == 0
+    assert outcome(["train", "--resume", "run"], capsys)[0] == 0
+
+
+def test_before_the_first_checkpoint_a_resumed_run_takes_new_options(text: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(["train", *TINY, "--data", str(text), "--out", "run"], capsys)[0] == 0
+    for path in checkpoints(Path("run")):
+        path.unlink()
+    assert outcome(["train", "--resume", "run", "--depth", "2"], capsys)[0] == 0
+    assert outcome(["sample", "run", "--tokens", "3"], capsys)[0] == 0
+    assert cli.read_options(Path("run")).model.depth == 2
+
+
+def test_a_loss_that_is_no_number_at_the_end_is_one_sentence(text: Path, capsys: pytest.CaptureFixture[str]):
+    wild = ["--steps", "1", "--schedule", "constant", "--warmup", "0", "--lr", "1e30", "--precision", "fp32"]
+    code, error = outcome(["train", *TINY, "--data", str(text), "--out", "run", *wild], capsys)
+    assert code == 2
+    assert "no longer a number" in error
+    assert "Traceback" not in error
+
+
+def test_two_shares_of_a_half_fit_into_an_odd_number_of_steps():
+    recipe = cli.recipe_of(Model(), Training(steps=3, warmup=0.5, cooldown=0.5), "fp32")
+    assert all(0 < recipe.schedules["*", "lr"](step) <= 1 for step in range(3))
+
+
+def test_a_stopped_command_does_not_end_as_a_success(text: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    weights = commands.Rotation.weights
+
+    def stop(self: commands.Rotation, run: commands.Run) -> list:
+        signal.raise_signal(signal.SIGTERM)
+        return weights(self, run)
+
+    monkeypatch.setattr(commands.Rotation, "weights", stop)
+    code, _ = outcome(["train", *TINY, "--data", str(text), "--out", "run", "--steps", "40"], capsys)
+    assert code == 130
+    assert len(checkpoints(Path("run"))) == 1
+
+
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_closed_streams_and_poor_terminals_end_no_run(stream: str, text: Path):
+    code = f"import sys; sys.{stream} = None; from minitrain.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "train", *TINY, "--data", str(text), "--out", "run"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_ctrl_c_before_the_run_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def interrupt(options: object) -> None:
         raise KeyboardInterrupt
@@ -250,7 +321,7 @@ def test_the_module_is_the_command():
 
 
 def test_options_survive_their_file(tmp_path: Path):
-    options = Train(Model(depth=2), Training(data=Path("x"), betas=(0.8, 0.9)), Machine(threads=1))
+    options = Train(Model(depth=2), Training(data=Path("x").resolve(), betas=(0.8, 0.9)), Machine(threads=1))
     cli.write_options(tmp_path, options)
     assert cli.read_options(tmp_path) == options
 

@@ -112,8 +112,8 @@ def test_each_optimizer_names_its_filter(make, expected):
 def test_an_optimizer_without_a_filter_says_so():
     hyper = {"lr": 1e-3, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
     optimizer = Optimizer([nn.Parameter(randn(5, 3))], hyper, direction=optim.sgdm, step_rule=optim.no_decay)
-    with pytest.raises(TypeError, match="names no momentum filter"):
-        optimizer.momentum_filter(optimizer.param_groups[0])
+    assert optimizer.momentum_filter(optimizer.param_groups[0]) is None
+    assert optimizer.equilibrium_rotation(optimizer.param_groups[0]) is None
 
 
 # --- equilibrium: the table written out --------------------------------------------------------------------------------
@@ -318,3 +318,10 @@ def test_adam_with_l2_adds_up_the_sizes_of_unequal_coordinates():
     assert_settled(measured, predicted, 0.02)
     with pytest.raises(AssertionError):  # the root mean square over coordinates is not what counts
         assert_settled(measured, adam_settles(rms.square().mean().sqrt()), 0.02)
+
+
+def test_adam_with_l2_under_a_filter_that_is_no_average_settles_where_predicted():
+    """Twice the update at half the rate is the same optimizer; the closed form knows it by the filter's total."""
+    once, twice = closed.exponential(0.9), Filter(2.0, 4 * closed.exponential(0.9).energy)
+    at_rate = closed.equilibrium_adam_l2(once, 0.02, 0.01, 64, 0.3)
+    assert closed.equilibrium_adam_l2(twice, 0.01, 0.01, 64, 0.3) == pytest.approx(at_rate)

@@ -609,3 +609,32 @@ def test_the_edges_of_the_ranges_are_let_in(edge):
 def test_nesterov_without_momentum_is_refused():
     with pytest.raises(ValueError, match="nesterov=True needs a momentum above 0"):
         SGD([nn.Parameter(W0.clone())], nesterov=True)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
+def test_a_value_that_float32_cannot_hold_is_refused(name):
+    with pytest.raises(ValueError, match=name):
+        AdamW([nn.Parameter(randn(2, 2))], **{name: 1e39})
+
+
+def test_a_tensor_is_no_learning_rate():
+    with pytest.raises(ValueError, match="lr must be a number"):
+        Optimizer(
+            [nn.Parameter(randn(2, 2))], {"lr": torch.tensor(1e-3)}, direction=optim.adam, step_rule=optim.no_decay
+        )
+
+
+def test_the_state_of_a_torch_optimizer_is_refused():
+    p = nn.Parameter(randn(2, 2))
+    torchs = torch.optim.AdamW([p])
+    p.grad = randn(2, 2)
+    torchs.step()
+    with pytest.raises(ValueError, match="saved by an optimizer of torch"):
+        AdamW([p]).load_state_dict(torchs.state_dict())
+
+
+def test_no_rotation_is_predicted_where_the_rate_times_the_decay_is_nothing():
+    optimizer = AdamW([nn.Parameter(randn(2, 2))], lr=5e-324, weight_decay=0.1)
+    assert optimizer.equilibrium_rotation(optimizer.param_groups[0]) is None
+    plain = Optimizer([nn.Parameter(randn(2, 2))], {"lr": 0.1}, direction=lambda g, state: g, step_rule=optim.no_decay)
+    assert plain.equilibrium_rotation(plain.param_groups[0]) is None

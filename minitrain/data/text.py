@@ -79,7 +79,7 @@ def standard_library(context: int, folder: str | None = None) -> Text:
 
 
 def own_text(context: int, path: str) -> Text:
-    """A text file, or all text files below a folder in sorted order.
+    """A text file, or all text files below a folder in sorted order, but for hidden ones and the folders of runs.
 
     Raises `FileNotFoundError` where there is nothing, `ValueError` for a binary or empty file and a folder without text.
     """
@@ -87,13 +87,21 @@ def own_text(context: int, path: str) -> Text:
     if not root.exists():
         raise FileNotFoundError(f"there is no file or folder {path}; give the path of a text with --data PATH")
     if root.is_dir():
-        found = [file for file in sorted(root.rglob("*")) if file.is_file() and is_text(file)]
+        found = [file for file in sorted(root.rglob("*")) if belongs(file, root) and is_text(file)]
         if not found:
             raise ValueError(f"folder {path} holds no text file; give one that does")
         return Text(join_files(found), context)
+    if not root.is_file():
+        raise ValueError(f"{path} is not a regular file; write its content into one first")
     if not is_text(root):
         raise ValueError(f"{path} is empty or not a text (it holds a zero byte); give a UTF-8 text file")
     return Text(join_files([root]), context)
+
+
+def belongs(file: Path, root: Path) -> bool:
+    """A regular file below `root` that is neither hidden nor written by a run of ours."""
+    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+    return file.is_file() and not hidden and not (file.parent / "metrics.jsonl").exists()
 
 
 def is_text(file: Path) -> bool:

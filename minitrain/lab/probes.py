@@ -15,6 +15,7 @@ def angle(a: Float[Tensor, "... N"], b: Float[Tensor, "... N"]) -> Float[Tensor,
 
     `acos` of a cosine, the usual way, is 8 % wrong in float32 at 1e-3 radians. NaN where a vector is zero.
     """
+    a, b = (x if x.dtype == torch.float64 else x.float() for x in (a, b))
     a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
     return 2 * torch.asin(((a - b).norm(dim=-1) / 2).clamp(max=1.0))
 

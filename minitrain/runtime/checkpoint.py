@@ -17,12 +17,19 @@ from torch import nn
 from minitrain.runtime.files import write_atomically
 
 KEPT = 2
+UNREADABLE = (
+    OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError,
+    pickle.UnpicklingError, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
     """Writes the checkpoint of `step` into a run's folder and removes all but the newest two."""
     path = folder / "checkpoints" / f"{step:08}.pt"
-    write_atomically(path, lambda file: torch.save(content, file))
+    try:
+        write_atomically(path, lambda file: torch.save(content, file))
+    except RuntimeError as error:  # torch hides why writing failed
+        raise OSError(f"could not write {path}; is the disk full?") from error
     for old in checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
@@ -30,7 +37,8 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any]) -> Path:
 
 def checkpoints(folder: Path) -> list[Path]:
     """A run's checkpoints, the newest first."""
-    return sorted((folder / "checkpoints").glob("*.pt"), reverse=True)
+    numbered = (path for path in (folder / "checkpoints").glob("*.pt") if path.stem.isdigit())
+    return sorted(numbered, key=lambda path: int(path.stem), reverse=True)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any]:
@@ -40,20 +48,34 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
     """
     found = checkpoints(folder)
     if not found:
-        raise FileNotFoundError(f"there is no checkpoint in {folder}; start this run again without --resume")
+        raise FileNotFoundError(f"there is no checkpoint in {folder}; start a new run")
     for path in found:
         try:
             check_whole(path)
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        except UNREADABLE:
             warnings.warn(f"checkpoint {path} is damaged; trying the one before it", stacklevel=2)
-    raise ValueError(f"every checkpoint in {folder} is damaged; start this run again without --resume")
+    raise ValueError(f"every checkpoint in {folder} is damaged; start a new run in another folder")
+
+
+def load_model(model: nn.Module, content: dict[str, Any]) -> None:
+    """Puts a checkpoint's weights into a model. Raises `ValueError` where they are another model's."""
+    try:
+        model.load_state_dict(content["model"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ValueError(
+            f"the checkpoint holds another model's weights ({first}); give the folder of a matching run"
+        ) from None
 
 
 def check_whole(path: Path) -> None:
     """Raises `BadZipFile` where a byte of the archive is wrong; torch reads it without looking at the checksums."""
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()
+        for entry in archive.infolist():  # torch stores plainly; an entry that looks otherwise would be read as garbage
+            if entry.external_attr or entry.compress_type or entry.file_size != entry.compress_size:
+                broken = entry.filename
     if broken is not None:
         raise zipfile.BadZipFile(f"wrong checksum of {broken}")
 

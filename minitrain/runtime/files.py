@@ -5,11 +5,17 @@ Written to a temporary neighbour, flushed to the disk and renamed: a kill at any
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -41,10 +47,30 @@ def check_writable(folder: Path) -> None:
     """Raises `ValueError` where a folder cannot be made or written to, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / ".write-test", "")
-        (folder / ".write-test").unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ValueError(f"cannot write to folder {folder} ({error.strerror}); choose another with --out") from None
+
+
+@contextmanager
+def only_writer(folder: Path | None) -> Generator[None]:
+    """Within it, no other process gets past this line with the same folder; where the system has no such locks, any does.
+
+    Raises `ValueError` where another one is there already.
+    """
+    if folder is None or not folder.is_dir() or fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ValueError(f"another process is writing to {folder}; wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minitrain.recipe import describe, difference
-from minitrain.runtime.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from minitrain.runtime.checkpoint import checkpoints, load_checkpoint, load_model, save_checkpoint
 from minitrain.runtime.files import append_line, write_text
 
 if TYPE_CHECKING:
     from minitrain.train import Run
+
+CONTENTS = {"recipe", "data", "environment", "step", "model", "optimizer", "hooks", "losses", "metrics", "random"}
 
 
 def start_or_resume(run: "Run", folder: Path | str | None, resume: bool) -> None:
@@ -33,7 +35,7 @@ def start_or_resume(run: "Run", folder: Path | str | None, resume: bool) -> None
         return
     run.folder = Path(folder)
     metrics = run.folder / "metrics.jsonl"
-    if resume and not metrics.exists():
+    if resume and not (metrics.exists() or checkpoints(run.folder)):
         raise FileNotFoundError(
             f"{folder} holds no run to resume; check the path, or start a run there without --resume"
         )
@@ -109,8 +111,11 @@ def restore(run: "Run", saved: dict[str, Any]) -> None:
     Raises `ValueError` naming the first difference where the checkpoint is of another recipe or other data. Another
     device, precision, thread count or torch version is allowed, with a warning that the bits will differ.
     """
+    if not saved.keys() >= CONTENTS:
+        raise ValueError("the checkpoint was not written by a run of this kind; give the folder of one that was")
     changed = difference(saved["recipe"], run.recipe)
-    changed.pop("precision", None)
+    for name in ("precision", "data.path"):  # told of below; decided by the digest
+        changed.pop(name, None)
     if changed:
         (path, (old, new)), more = next(iter(changed.items())), len(changed) - 1
         others = f" (and {more} more)" if more else ""
@@ -120,10 +125,10 @@ def restore(run: "Run", saved: dict[str, Any]) -> None:
     if saved["data"] != run.data.digest:
         raise ValueError("the data are not those the checkpoint was trained on; give the same text, or start a new run")
     for name, value in environment(run).items():
-        if saved["environment"][name] != value:
-            was = saved["environment"][name]
+        was = saved["environment"].get(name)
+        if was != value:
             warnings.warn(f"{name} was {was} and is now {value}: the run goes on, but not bit for bit", stacklevel=3)
-    run.model.load_state_dict(saved["model"])
+    load_model(run.model, saved)
     run.optimizer.load_state_dict(saved["optimizer"])
     for hook, state in zip(run.before_step + run.after_step, saved["hooks"], strict=True):
         if state:

@@ -1,7 +1,9 @@
 """Files are whole or not there; signals are remembered; exported weights come back as they were."""
 
 import signal
+import sys
 import threading
+import zipfile
 from pathlib import Path
 from typing import IO
 
@@ -10,7 +12,14 @@ import torch
 from small import CONTEXT, same, tiny_gpt
 
 from minitrain.runtime.checkpoint import checkpoints, export_weights, load_checkpoint, load_weights, save_checkpoint
-from minitrain.runtime.files import append_line, check_writable, stop_requests, write_atomically, write_text
+from minitrain.runtime.files import (
+    append_line,
+    check_writable,
+    only_writer,
+    stop_requests,
+    write_atomically,
+    write_text,
+)
 
 # --- written whole or not at all --------------------------------------------------------------------------------------
 
@@ -169,6 +178,50 @@ def test_a_checkpoint_of_code_is_not_run(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 2, {"step": 2, "call": print})
     with pytest.warns(UserWarning, match=r"00000002.pt is damaged"):
         assert load_checkpoint(tmp_path) == {"step": 1}
+
+
+def test_checkpoints_are_ordered_by_number_and_nothing_else_counts(tmp_path: Path) -> None:
+    for step in (99_999_500, 99_999_750, 100_000_000):
+        save_checkpoint(tmp_path, step, {"step": step})
+    (tmp_path / "checkpoints" / "best.pt").write_bytes(b"mine")
+    save_checkpoint(tmp_path, 100_000_250, {"step": 100_000_250})
+    assert [path.name for path in checkpoints(tmp_path)] == ["100000250.pt", "100000000.pt"]
+    assert load_checkpoint(tmp_path) == {"step": 100_000_250}
+    assert (tmp_path / "checkpoints" / "best.pt").read_bytes() == b"mine"
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch reports it as a RuntimeError that does not say so."""
+
+    def full(content: object, file: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="is the disk full"):
+        save_checkpoint(tmp_path, 1, {})
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_an_archive_that_torch_would_misread_is_damaged(tmp_path: Path) -> None:
+    """An entry marked as a folder passes its checksum and would be read as whatever the memory held."""
+    path = save_checkpoint(tmp_path, 1, {"w": torch.ones(1000)})
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    name = content.index(b"data/0", start)
+    entry = content.rindex(b"PK\x01\x02", start, name)
+    content[entry + 38] = 0x10  # the external attributes say: a folder
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="every checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(ValueError, match="another process"), only_writer(tmp_path):
+        pass
+    with only_writer(tmp_path):
+        pass
 
 
 # --- exported weights -------------------------------------------------------------------------------------------------

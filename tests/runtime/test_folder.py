@@ -462,14 +462,14 @@ def test_where_all_checkpoints_are_damaged_a_sentence_says_so(stopped: Path) -> 
     before = content(stopped)
     with (
         pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; start this run again without --resume"),
+        pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; start a new run in another folder"),
     ):
         train_in(stopped, resume=True)
     assert content(stopped) == before
 
 
 def test_where_there_is_no_checkpoint_a_sentence_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint in .*; start this run again"):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint in .*; start a new run"):
         load_checkpoint(tmp_path)
 
 
