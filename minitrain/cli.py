@@ -109,7 +109,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a small GPT on Python's own source in about a minute, and watch what the optimizer does."""
+    """Train a small GPT on Python's own source in a minute or so, and watch what the optimizer does."""
 
     seed: int = 0
     """Another seed gives another run."""
