@@ -41,20 +41,21 @@ T_99_WITH_7_DEGREES = 3.4995  # Student's t: 99 % lie within so many standard de
 
 
 def carry_out(options: Demo | Train | Sample) -> None:
-    """Carries out a command."""
-    if isinstance(options, Demo):
-        run_demo(options)
-    elif isinstance(options, Sample):
+    """Carries out a command. A run that was stopped ends with exit code 130, so that no script takes it for a success."""
+    if isinstance(options, Sample):
         run_sample(options)
+        return
+    if isinstance(options, Demo):
+        run = run_demo(options)
     else:
         folder = options.resume or options.out or next_free_folder("train")
         run = train_and_report(options, folder, resume=options.resume is not None)
-        if not run.finished:
-            sys.exit(130)  # as after Ctrl-C: a script must not take this for success
+    if not run.finished:
+        sys.exit(130)
 
 
-def run_demo(options: Demo) -> None:
-    """`minitrain demo`: a GPT of about 0.8 M parameters learns to write Python."""
+def run_demo(options: Demo) -> Run:
+    """`minitrain demo`: a GPT of 0.85 M parameters learns to write Python."""
     folder = options.out or next_free_folder("demo")
     print("A GPT of 0.85 M parameters is about to read the source of Python's standard library, byte by byte,")
     print("and to guess each next byte. How surprised it is, on average, is measured in bits per byte.")
@@ -63,11 +64,11 @@ def run_demo(options: Demo) -> None:
     if run.finished:
         value = bits_per_byte(run)
         if guess is not None:
-            print(
-                f"You guessed {guess:.2f}, it needs {value:.2f}: you were off by {abs(guess - value):.2f} bits per byte."
-            )
+            off = abs(guess - value)
+            print(f"You guessed {guess:.2f}, it needs {value:.2f}: you were off by {off:.2f} bits per byte.")
         print(judge(value, expected_band(python_version())))
         print(f'Next: {command()} sample {folder} --prompt "class "')
+    return run
 
 
 def demo_options(seed: int = 0, machine: Machine = Machine()) -> Train:  # noqa: B008  (frozen, so it can be shared)

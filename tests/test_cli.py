@@ -288,6 +288,9 @@ def test_a_stopped_command_does_not_end_as_a_success(text: Path, monkeypatch: py
     monkeypatch.setattr(commands.Rotation, "weights", stop)
     code, _ = outcome(["train", *TINY, "--data", str(text), "--out", "run", "--steps", "40"], capsys)
     assert code == 130
+    small = Train(Model(depth=1, width=32), Training(steps=40, batch_size=256), Machine(threads=1))
+    monkeypatch.setattr(commands, "demo_options", lambda seed, machine: small)
+    assert outcome(["demo"], capsys)[0] == 130
     assert len(checkpoints(Path("run"))) == 1
 
 
