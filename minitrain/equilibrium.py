@@ -63,12 +63,10 @@ class Equilibrium(NamedTuple):
 def equilibrium(filter: Filter, lr: float, weight_decay: float, fan_in: int) -> Equilibrium:
     """Decoupled decay (AdamW, Lion): in equilibrium growth by noise and decay balance.
 
-    Over all time a gradient moves `w` by `lr*S` along itself, so `|w|^2` grows by `(lr*S)^2 * fan_in` a step, and decay
-    takes `2*lr*weight_decay*|w|^2`; equating the two gives the norm, and the step's length over the norm the angle.
-
     The gradients are white noise, orthogonal to a weight vector of `fan_in` numbers, and normalized to unit variance by
-    the optimizer, so their scale drops out: every neuron turns at the same rate. Rotation after Kosson et al., 2023,
-    arXiv 2305.17212; written for any filter here. Holds for `lr * weight_decay` well below 1.
+    the optimizer, so their scale drops out: every neuron turns at the same rate. Over all time a gradient moves `w` by
+    `lr*S` along itself, so `|w|^2` grows by `(lr*S)^2 * fan_in` a step, and decay takes `2*lr*weight_decay*|w|^2`; equating
+    the two gives the norm, and the step's length over the norm the angle. Holds for `lr * weight_decay` well below 1.
     """
     check_decay(weight_decay)
     update = lr * math.sqrt(fan_in * filter.energy)
