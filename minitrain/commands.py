@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import statistics
 import sys
 import time
 import warnings
@@ -27,6 +26,7 @@ from minitrain.cli import (
     write_options,
 )
 from minitrain.data.text import decode, encode, python_version
+from minitrain.lab.intervals import prediction_interval
 from minitrain.lab.plots import draw_run
 from minitrain.lab.probes import Rotation
 from minitrain.runtime.checkpoint import checkpoints, export_weights, load_checkpoint, load_model
@@ -37,7 +37,6 @@ from minitrain.train import Run, build, evaluation_model, train
 
 PROMPT = "def "
 SECONDS_BETWEEN_SAMPLES = 15
-T_99_WITH_7_DEGREES = 3.4995  # Student's t: 99 % lie within so many standard deviations, when 8 runs gave them
 
 
 def carry_out(options: Demo | Train | Sample) -> None:
@@ -255,9 +254,7 @@ def expected_band(version: str) -> tuple[float, float, str]:
     """Lowest and highest bits per byte that 99 of 100 runs end between, and which Python's source that was measured on."""
     results: dict[str, Any] = json.loads(files("minitrain").joinpath("demo.json").read_text())["bf16"]
     measured = version if version in results else max(results, key=lambda v: tuple(map(int, v.split("."))))
-    values = results[measured]
-    reach = T_99_WITH_7_DEGREES * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
-    return statistics.mean(values) - reach, statistics.mean(values) + reach, measured
+    return *prediction_interval(results[measured], level=0.99), measured
 
 
 def judge(value: float, band: tuple[float, float, str]) -> str:

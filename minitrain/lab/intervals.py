@@ -1,0 +1,40 @@
+"""Intervals from a few seeds, by Student's t: the runs' scatter is not known, only estimated from the runs themselves."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+
+def student_t(level: float, degrees: int) -> float:
+    """The `t` with `P(|T| < t) = level` for `degrees` degrees of freedom, a whole number.
+
+    The probability is a finite sum in the angle `atan(t / sqrt(degrees))` (Abramowitz & Stegun, 1964, 26.7.3 and 26.7.4),
+    and the angle is found by halving.
+    """
+    if not 0 < level < 1 or degrees < 1:
+        raise ValueError(f"level must be between 0 and 1 and degrees at least 1, not {level} and {degrees}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability_within(middle, degrees) < level else (low, middle)
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def probability_within(angle: float, degrees: int) -> float:
+    """`P(|T| < sqrt(degrees) * tan(angle))`."""
+    cosine, odd = math.cos(angle), degrees % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(3 if odd else 2, degrees + 1, 2):
+        total += term
+        term *= cosine**2 * (k - 1) / k
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total
+
+
+def prediction_interval(values: Sequence[float], level: float) -> tuple[float, float]:
+    """Where one further run ends with probability `level`, after runs that ended at `values`, at least two."""
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 runs, not {len(values)}")
+    spread = statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
+    reach = student_t(level, len(values) - 1) * spread
+    return statistics.mean(values) - reach, statistics.mean(values) + reach

@@ -1,0 +1,48 @@
+"""Student's t against scipy, and intervals against their definition."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from minitrain.lab.intervals import prediction_interval, probability_within, student_t
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 10, 29, 100, 101])
+@pytest.mark.parametrize("level", [0.01, 0.5, 0.9, 0.95, 0.99, 0.9999])
+def test_student_t_is_that_of_scipy(degrees: int, level: float):
+    assert student_t(level, degrees) == pytest.approx(stats.t.ppf((1 + level) / 2, degrees), rel=1e-9)
+
+
+@pytest.mark.parametrize("degrees", range(1, 12))
+def test_the_finite_sum_is_the_distribution(degrees: int):
+    for angle in (0.1, 0.7, 1.3):
+        t = np.sqrt(degrees) * np.tan(angle)
+        assert probability_within(angle, degrees) == pytest.approx(2 * stats.t.cdf(t, degrees) - 1, rel=1e-12)
+
+
+def coverage(interval) -> float:
+    """The share of 4000 further runs that end inside the interval made from eight, all normal."""
+    runs = np.random.default_rng(0).normal(2.0, 0.3, size=(4000, 9))
+    return float(np.mean([low < new < high for *old, new in runs.tolist() for low, high in [interval(old)]]))
+
+
+def test_a_further_run_ends_inside_as_often_as_promised():
+    assert coverage(lambda old: prediction_interval(old, 0.9)) == pytest.approx(0.9, abs=0.015)
+
+
+def test_an_interval_for_the_mean_is_told_apart():
+    """Left out of the spread, the further run's own scatter makes the interval far too narrow."""
+
+    def of_the_mean(old: list[float]) -> tuple[float, float]:
+        reach = student_t(0.9, 7) * np.std(old, ddof=1) / np.sqrt(8)
+        return np.mean(old) - reach, np.mean(old) + reach
+
+    assert coverage(of_the_mean) < 0.6
+
+
+@pytest.mark.parametrize(("level", "degrees"), [(0.0, 3), (1.0, 3), (float("nan"), 3), (0.9, 0)])
+def test_what_has_no_interval_is_refused(level: float, degrees: int):
+    with pytest.raises(ValueError, match="level must be"):
+        student_t(level, degrees)
+    with pytest.raises(ValueError, match="at least 2 runs"):
+        prediction_interval([1.0], 0.9)
