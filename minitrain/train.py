@@ -132,7 +132,7 @@ def train(
     bar = tqdm(total=recipe.steps * recipe.batch_size, unit="tok", unit_scale=True, disable=not progress, smoothing=0.1)
     with bar, only_writer(Path(folder) if folder else None), stop_requests() as stop_requested:
         start_or_resume(run, folder, resume)
-        bar.update(run.step * recipe.batch_size)
+        bar.n = bar.initial = bar.last_print_n = run.step * recipe.batch_size
         if not run.metrics:
             log(run, {"val_loss": evaluate(run)})
         # --8<-- [start:loop]

@@ -54,7 +54,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def only_writer(folder: Path | None) -> Generator[None]:
-    """Within it, no other process gets past this line with the same folder; where the system has no such locks, any does.
+    """Keeps other processes from entering with the same folder, wherever the system and its file system have locks.
 
     Raises `ValueError` where another one is there already.
     """
@@ -67,6 +67,8 @@ def only_writer(folder: Path | None) -> Generator[None]:
     except BlockingIOError:
         os.close(handle)
         raise ValueError(f"another process is writing to {folder}; wait for it, or choose another folder") from None
+    except OSError:  # a file system without locks
+        pass
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Files are whole or not there; signals are remembered; exported weights come back as they were."""
 
+import errno
 import signal
 import sys
 import threading
@@ -220,6 +221,15 @@ def test_an_archive_that_torch_would_misread_is_damaged(tmp_path: Path) -> None:
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
     with only_writer(tmp_path), pytest.raises(ValueError, match="another process"), only_writer(tmp_path):
         pass
+    with only_writer(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("minitrain.runtime.files.fcntl.flock", no_locks)
     with only_writer(tmp_path):
         pass
 
