@@ -47,7 +47,7 @@ def cross_entropy(model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Te
 def by_kind(model: nn.Module) -> list[dict[str, Any]]:
     """Parameter groups `matrices`, `embeddings`, `head` and `gains`; only the matrices inside blocks decay.
 
-    The kind follows from the module that owns the parameter: a table, the model's `head`, two or more dimensions, or one.
+    The kind follows from where a parameter stands: in an embedding, in the model's `head`, or else in how many dimensions.
     A tied head is an embedding. Parameters that ask for no gradient are left out.
     """
     groups: dict[str, list[Tensor]] = {"matrices": [], "embeddings": [], "head": [], "gains": []}
@@ -61,11 +61,10 @@ def by_kind(model: nn.Module) -> list[dict[str, Any]]:
             kind = "matrices" if p.ndim >= 2 else "gains"
         if p.requires_grad:
             groups[kind].append(p)
-    decay = {"matrices": {}}  # the others get a decay of 0, matrices the optimizer's
+    filled = {kind: params for kind, params in groups.items() if params}
+    no_decay = {"weight_decay": 0.0}
     return [
-        {"name": kind, "params": params} | decay.get(kind, {"weight_decay": 0.0})
-        for kind, params in groups.items()
-        if params
+        {"name": kind, "params": params, **({} if kind == "matrices" else no_decay)} for kind, params in filled.items()
     ]
 
 

@@ -30,6 +30,15 @@ CONTEXT, VOCAB, STEPS = 16, 64, 20
 TEXT = bytes((i * i // 7 + i // 5) % VOCAB for i in range(2000))
 
 
+def assert_one_sentence(error: BaseException, *words: object) -> None:
+    """An error's text is one line, and names all `words`."""
+    text = str(error)
+    assert text
+    assert "\n" not in text
+    for word in words:
+        assert str(word) in text
+
+
 def tiny_text() -> Text:
     return Text(TEXT, CONTEXT)
 

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from small import assert_one_sentence
 from torch import Tensor, nn
 
 from minitrain.gpt import (
@@ -64,14 +65,6 @@ def some_tokens(rows: int = 3, length: int = CONTEXT) -> Tensor:
 
 def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def assert_one_sentence(error: BaseException, *words: object) -> None:
-    text = str(error)
-    assert text
-    assert "\n" not in text
-    for word in words:
-        assert str(word) in text
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

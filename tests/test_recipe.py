@@ -13,6 +13,7 @@ import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
+from small import assert_one_sentence
 from torch import Tensor, nn
 
 from minitrain.commands import table_of_groups
@@ -72,14 +73,6 @@ def options(model: nn.Module, limits: dict[str, float] | None = None) -> list[di
 def without_type_checks(monkeypatch: pytest.MonkeyPatch):
     """As outside this suite, where nothing stands before the library's own checks."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-
-def assert_one_sentence(error: BaseException, *words: object) -> None:
-    text = str(error)
-    assert text
-    assert "\n" not in text
-    for word in words:
-        assert str(word) in text
 
 
 # --- text and difference ----------------------------------------------------------------------------------------------

@@ -75,7 +75,8 @@ def or_null(value: Any) -> Any:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what a killed run was writing."""
-    for temporary in (*folder.glob(".*.tmp"), *(folder / "checkpoints").glob(".*.tmp")):
+    ours = ".*.[0-9]*.tmp"  # as `write_atomically` names them, by the process
+    for temporary in (*folder.glob(ours), *(folder / "checkpoints").glob(ours)):
         temporary.unlink(missing_ok=True)
 
 

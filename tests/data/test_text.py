@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import assert_one_sentence
 from torch import Tensor
 
 from minitrain.data.text import VALIDATION_TOKENS, Text, decode, encode, own_text, python_version, standard_library
@@ -45,14 +46,6 @@ def same_batches(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]])
 def joined(batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     inputs, targets = zip(*batches, strict=True)
     return torch.cat(inputs), torch.cat(targets)
-
-
-def assert_one_sentence(error: BaseException, *words: object) -> None:
-    text = str(error)
-    assert text
-    assert "\n" not in text
-    for word in words:
-        assert str(word) in text
 
 
 # --- the two parts ----------------------------------------------------------------------------------------------------
