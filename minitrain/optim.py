@@ -98,7 +98,7 @@ def decay_by_lr(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: f
 def decay_by_schedule(
     w: Tensor, u: Tensor, state: dict, *, lr: float, initial_lr: float, weight_decay: float
 ) -> Tensor:
-    """`(1 - lr/initial_lr*weight_decay) w - lr*u`: AdamW as published (arXiv 1711.05101); the peak rate is left out."""
+    """`(1 - lr/initial_lr*weight_decay) w - lr*u`: AdamW in the code of its authors (arXiv 1711.05101)."""
     return w.mul(1 - lr / initial_lr * weight_decay).sub_(u, alpha=lr)
 
 
