@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo test test-all lint docs bench clean
+.PHONY: demo test test-all lint docs docs-sources docs-zensical bench clean
 
 demo: .venv/ready-base
 	$(BIN)/minitrain demo
@@ -23,15 +23,25 @@ lint: .venv/ready-test
 	$(BIN)/ty check minitrain benchmarks docs bootstrap.py
 	$(BIN)/codespell
 
-docs: .venv/ready-docs  # never with -q, which hides the warnings that --strict counts
-	$(BIN)/python docs/tables.py
+docs: docs-sources  # never with -q, which hides the warnings that --strict counts
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/check.py
+
+docs-sources: .venv/ready-docs
+	$(BIN)/python docs/katex.py
+	$(BIN)/python docs/tables.py
+
+ZENSICAL := zensical==0.0.73
+docs-zensical: docs-sources  # the same pages, into the same site/, by the theme's successor, where pip finds it
+	if $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(ZENSICAL); \
+	then $(BIN)/zensical build --strict && $(BIN)/python docs/check.py; \
+	else echo "$(ZENSICAL) could not be installed, so the pages were not tried with it"; fi
 
 bench: .venv/ready-base
 	$(BIN)/python benchmarks/step.py
 
 clean:
-	rm -rf .venv site
+	rm -rf .venv .cache build node_modules site docs/assets/katex
 
 .venv/ready-%: pyproject.toml constraints.txt bootstrap.py
 	$(PYTHON) bootstrap.py $*

@@ -19,7 +19,7 @@ import torch
 from minitrain.cli import Train, recipe_of
 from minitrain.commands import bits_per_byte, demo_options
 from minitrain.data.text import python_version, standard_library
-from minitrain.lab.plots import draw_run
+from minitrain.lab.plots import THEMES, draw_run
 from minitrain.lab.probes import Rotation
 from minitrain.runtime.device import use_fast_cpu
 from minitrain.runtime.files import write_text
@@ -69,8 +69,9 @@ FIGURE_KEYS = {"step", "loss", "val_loss", "rotation", "predicted_rotation"}
 def draw_figure() -> None:
     """The picture of the recorded run, for light and dark pages."""
     lines = (ROOT / "docs" / "results" / "demo_run.jsonl").read_text().splitlines()
-    for theme in ("light", "dark"):
-        draw_run([json.loads(line) for line in lines], ROOT / "docs" / "figures" / f"demo-{theme}.svg", theme=theme)
+    for theme in THEMES:
+        path = ROOT / "docs" / "figures" / f"demo-{theme.name}.svg"
+        draw_run([json.loads(line) for line in lines], path, theme=theme)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,35 @@
-"""Writes the tables of the pages from the committed records, into build/tables; `make docs` calls it first."""
+"""Writes the tables of the pages from the committed records, into build/tables; `make docs` calls it first.
 
+A lesson SLUG has its record in docs/results/SLUG.json. Three files are written for its page (SLUG.md the measures,
+SLUG-claims.md the claims, SLUG-command.md the command that made them), and two for all lessons: ledger.md and course.md.
+"""
+
+import ast
 import json
+import math
+import re
 import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minitrain.commands import expected_band
+from minitrain.lab.records import is_stale
 
 ROOT = Path(__file__).parents[1]
+NOT_RECORDED = "*Not recorded yet.*\n"
+STALE = "*Recorded with an earlier version of the code; the numbers may have changed since.*\n"
 
 
 def table(*rows: tuple[Any, ...]) -> str:
     """A table in Markdown; the first row is its head."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"
+
+
+# --- the demo and the benchmark ---------------------------------------------------------------------------------------
 
 
 def bracket(x: dict[str, float]) -> str:
@@ -67,16 +83,213 @@ def band_table(record: dict[str, Any]) -> str:
     return table(*rows)
 
 
+# --- lessons ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the tables need to know of a lesson; `record` is None until it was recorded."""
+
+    slug: str
+    number: str
+    title: str
+    question: str
+    record: dict[str, Any] | None = None
+    seconds: float | None = None
+    """What the preset `quick` took."""
+
+    def link(self, text: str) -> str:
+        """A link from a page in docs/ to the lesson's page, or the text alone where there is no page."""
+        page = f"lessons/{self.slug}.md"
+        return f"[{text}]({page})" if (ROOT / "docs" / page).is_file() else text
+
+
+def lessons() -> list[Lesson]:
+    """All lessons, in order of their numbers."""
+    times = read_json(ROOT / "docs" / "results" / "lesson_minutes.json") or {}
+    found = []
+    for path in sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py")):
+        number, slug = path.stem.split("_", 1)
+        title, question = title_and_question(ast.get_docstring(ast.parse(path.read_text())) or "")
+        record = read_json(ROOT / "docs" / "results" / f"{slug}.json")
+        found.append(Lesson(slug, number, title, question, record, times.get(slug, {}).get("quick")))
+    return found
+
+
+def title_and_question(docstring: str) -> tuple[str, str]:
+    """From a first sentence like `03 One neuron. Question: how long does it stay?`. Raises `ValueError` for another."""
+    match = re.match(r"\d+ (.+?)\.? Question: (.+?\?)", " ".join(docstring.split()))
+    if match is None:
+        raise ValueError(f"a lesson begins with 'NN Title. Question: ...?', not with {docstring[:60]!r}")
+    return match[1], match[2]
+
+
+def read_json(path: Path) -> Any:
+    """The content of the file, None where there is none."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def lesson_files(lesson: Lesson) -> dict[str, str]:
+    """The three files of a lesson's page: their names and contents."""
+    names = (f"{lesson.slug}.md", f"{lesson.slug}-claims.md", f"{lesson.slug}-command.md")
+    record = lesson.record
+    if record is None:
+        return dict.fromkeys(names, NOT_RECORDED)
+    head = STALE + "\n" if is_stale(record) else ""
+    return dict(zip(names, (head + measures_table(record), head + claims_table(lesson), command(record)), strict=True))
+
+
+def measures_table(record: dict[str, Any]) -> str:
+    """Arms and learning rates below each other, measures beside each other: mean and standard error over the seeds."""
+    measures = list(dict.fromkeys(m["name"] for m in record["measures"]))
+    rows = list(dict.fromkeys((m["arm"], m["lr"]) for m in record["measures"]))
+    values = {(m["arm"], m["lr"], m["name"]): m["values"] for m in record["measures"]}
+    sweep = any(lr is not None for _, lr in rows)
+    body = []
+    for arm, lr in rows:
+        cells = [plus_minus(values[arm, lr, name]) if (arm, lr, name) in values else "" for name in measures]
+        body.append((arm, *([number(lr) if lr is not None else ""] if sweep else []), *cells))
+    counts = sorted({len(v) for v in values.values()})
+    seeds = "One seed." if counts == [1] else f"Mean ± standard error over {' or '.join(map(str, counts))} seeds."
+    return table(("arm", *(["learning rate"] if sweep else []), *measures), *body) + f"\n{seeds}\n"
+
+
+CLAIMS_HEAD = ("verdict", "claim", "measured, with 95 % interval")
+
+
+def claims_table(lesson: Lesson) -> str:
+    """One row a claim of one lesson."""
+    claims = lesson.record["claims"] if lesson.record else []
+    return table(CLAIMS_HEAD, *((verdict(claim), sentence(claim), measured(claim)) for claim in claims))
+
+
+def ledger(all_lessons: Sequence[Lesson]) -> str:
+    """All claims of all lessons, with links to their pages, and how many have which verdict."""
+    claims = [(lesson, claim) for lesson in all_lessons if lesson.record for claim in lesson.record["claims"]]
+    if not claims:
+        return NOT_RECORDED
+    rows = []
+    for lesson, claim in claims:
+        link = lesson.link(f"{lesson.number} {lesson.title}")
+        code = f"`{lesson.slug}/{claim['name']}`"
+        rows.append((verdict(claim), f"{sentence(claim)}<br>{link}, {code}", measured(claim)))
+    counts = Counter(claim["verdict"] for _, claim in claims)
+    summary = f"{len(claims)} claims: " + ", ".join(f"{n} *{name}*" for name, n in counts.most_common()) + ".\n"
+    stale = [lesson.link(lesson.title) for lesson in all_lessons if lesson.record and is_stale(lesson.record)]
+    flag = f"\nRecorded with an earlier version of the code: {', '.join(stale)}.\n" if stale else ""
+    return summary + flag + "\n" + table(CLAIMS_HEAD, *rows)
+
+
+def course(all_lessons: Sequence[Lesson]) -> str:
+    """The map of the course: the question that each lesson answers and how long its quick run takes."""
+    rows = [
+        (
+            lesson.link(f"{lesson.number} {lesson.title}"),
+            lesson.question[0].upper() + lesson.question[1:],
+            duration(lesson.seconds),
+        )
+        for lesson in all_lessons
+    ]
+    return table(("lesson", "the question it answers", "quick run"), *rows)
+
+
+def sentence(claim: dict[str, Any]) -> str:
+    """The claim's sentence, and the paper's own figure if there is one."""
+    text = claim["sentence"].rstrip(".") + "."
+    return f"{text} Paper: {claim['paper'].rstrip('.')}." if claim["paper"] else text
+
+
+def measured(claim: dict[str, Any]) -> str:
+    """What was found, what the claim asks for, and from how many seeds."""
+    seeds = count(len(claim["values"]), "seed")
+    return f"{found(claim)}<br>threshold: {claim['threshold']}<br>{claim['kind']}, {seeds}"
+
+
+def found(claim: dict[str, Any]) -> str:
+    """The mean with its interval; of a claim that counts seeds how many, of algebra, where each seed counts, all."""
+    values, mean, unit = claim["values"], claim["mean"], f" {claim['unit']}" if claim["unit"] else ""
+    if claim["threshold"].startswith("at least"):
+        return f"{sum(map(bool, values))} of {len(values)}"
+    if mean is None:
+        return "not finite in each run"
+    if claim["kind"] == "algebra" and min(values) != max(values):
+        return f"{number(min(values))} to {number(max(values))}{unit}"
+    if claim["kind"] == "algebra" or claim["low"] is None:
+        return f"{number(mean)}{unit}"
+    return f"{number(mean)}{unit} ({number(claim['low'])} to {number(claim['high'])})"
+
+
+def verdict(claim: dict[str, Any]) -> str:
+    """In bold where it holds, so that the others stand out by being plain."""
+    return f"**{claim['verdict']}**" if claim["verdict"] == "holds" else f"*{claim['verdict']}*"
+
+
+def command(record: dict[str, Any]) -> str:
+    """The command that made the record, where, and in how long; and the record itself."""
+    made = record["environment"]
+    where = made["cpu"] if made["device"] == "cpu" else f"{made['device']}, {made['cpu']}"
+    versions = f"Python {made['python']}, PyTorch {made['torch']}"
+    link = f"[record](../results/{record['lesson']}.json)"
+    return f"```\n{record['command']}\n```\n\n{duration(60 * record['minutes'])} on {where}; {versions}; {link}.\n"
+
+
+def plus_minus(values: Sequence[float | None]) -> str:
+    """Mean ± standard error, with two digits of the error; or in how many runs there is no finite value."""
+    finite = [x for x in values if x is not None and is_finite(x)]
+    if len(finite) < len(values):
+        return f"diverged in {len(values) - len(finite)} of {len(values)}"
+    mean = statistics.mean(finite)
+    error = statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else 0.0
+    if error < 1e-9 * abs(mean) or error == 0:
+        return number(mean)
+    if not 1e-4 <= abs(mean) < 1e6:
+        return f"{mean:.3g} ± {error:.1g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def number(x: float) -> str:
+    """Four significant digits."""
+    return f"{x:.4g}"
+
+
+def is_finite(x: Any) -> bool:
+    """Whether `x` is a number that can be printed as one."""
+    return isinstance(x, int | float) and math.isfinite(x)
+
+
+def count(n: int, thing: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
+def duration(seconds: float | None) -> str:
+    """In words of the size that fits; empty where it was not measured."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return count(max(1, round(seconds)), "second")
+    return count(round(seconds / 60), "minute")
+
+
 def main() -> None:
     """Writes all tables."""
     folder = ROOT / "build" / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     speed = json.loads((ROOT / "docs" / "results" / "bench_step.json").read_text())
     band = json.loads((ROOT / "minitrain" / "demo.json").read_text())
-    (folder / "speed.md").write_text(speed_table(speed))
-    (folder / "shares.md").write_text(shares_table(speed))
-    (folder / "band.md").write_text(band_table(band))
-    (folder / "machine.md").write_text(f"{speed['cpu']}, {speed['threads']} thread, torch {speed['torch']}\n")
+    files = {
+        "speed.md": speed_table(speed),
+        "shares.md": shares_table(speed),
+        "band.md": band_table(band),
+        "machine.md": f"{speed['cpu']}, {speed['threads']} thread, torch {speed['torch']}\n",
+        "ledger.md": ledger(lessons()),
+        "course.md": course(lessons()),
+    }
+    for lesson in lessons():
+        files |= lesson_files(lesson)
+    for name, text in files.items():
+        (folder / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,55 @@ class Sample:
     """Another seed draws another text."""
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Run a lesson: its question, its runs, its claims and its picture."""
+
+    slug: tyro.conf.Positional[str | None] = None
+    """Which lesson; without it, all are listed."""
+    preset: str = "quick"
+    """quick: at most a minute. cpu: at most ten minutes. record: what the documentation shows. gpu: a real size."""
+    workers: int | None = None
+    """Processes of one thread each; without it, one per core up to 2."""
+    out: Path | None = None
+    """Where record and picture go; without it, runs/lessons/SLUG."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Write an exercise into this folder, for you to complete."""
+
+    slug: tyro.conf.Positional[str | None] = None
+    """Which exercise; without it, all are listed."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Grade your file of an exercise."""
+
+    slug: tyro.conf.Positional[str]
+    """Which exercise."""
+    file: tyro.conf.Positional[Path | None] = None
+    """Your file; without it, SLUG.py in this folder."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run again what one claim needs, and say whether this machine agrees with the record."""
+
+    claim: tyro.conf.Positional[str]
+    """SLUG/name, as `minitrain ledger` lists them."""
+    workers: int | None = None
+    """Processes of one thread each; without it, one per core up to 2."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """List every claim of the course with its verdict."""
+
+
+COMMANDS = Demo | Train | Sample | Lesson | Exercise | Check | Reproduce | Ledger
+
 # Peak learning rate and decay that suit a GPT of about 1 M parameters and 1200 steps of 1024 tokens.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 6e-3, "weight_decay": 0.5, "betas": (0.9, 0.95)},
@@ -286,9 +335,7 @@ def main(argv: list[str] | None = None) -> None:
         elif hasattr(getattr(sys, stream), "reconfigure"):
             getattr(sys, stream).reconfigure(errors="replace")  # a terminal that lacks a sign shows another
     warnings.showwarning = print_warning  # ty: ignore[invalid-assignment]
-    options = parse(
-        Demo | Train | Sample, argv, prog="minitrain", description="Learn what an optimizer's update really does."
-    )
+    options = parse(COMMANDS, argv, prog="minitrain", description="Learn what an optimizer's update really does.")
     try:
         if isinstance(options, Train) and options.resume:
             if options.out:

@@ -15,8 +15,13 @@ import torch
 from tqdm import tqdm
 
 from minitrain.cli import (
+    Check,
     Demo,
+    Exercise,
+    Ledger,
+    Lesson,
     Machine,
+    Reproduce,
     Sample,
     Train,
     Training,
@@ -26,6 +31,8 @@ from minitrain.cli import (
     write_options,
 )
 from minitrain.data.text import decode, encode, python_version
+from minitrain.lab.course import Predict, ask, ledger, list_of_lessons, reproduce, run_lesson
+from minitrain.lab.exercises import exercises, grade, print_report, write_stub
 from minitrain.lab.intervals import prediction_interval
 from minitrain.lab.plots import draw_run
 from minitrain.lab.probes import Rotation
@@ -39,18 +46,44 @@ PROMPT = "def "
 SECONDS_BETWEEN_SAMPLES = 15
 
 
-def carry_out(options: Demo | Train | Sample) -> None:
+def carry_out(options: Any) -> None:
     """Carries out a command. A run that was stopped ends with exit code 130, so that no script takes it for a success."""
-    if isinstance(options, Sample):
-        run_sample(options)
-        return
-    if isinstance(options, Demo):
-        run = run_demo(options)
-    else:
-        folder = options.resume or options.out or next_free_folder("train")
-        run = train_and_report(options, folder, resume=options.resume is not None)
-    if not run.finished:
+    match options:
+        case Demo():
+            finished = run_demo(options).finished
+        case Train():
+            folder = options.resume or options.out or next_free_folder("train")
+            finished = train_and_report(options, folder, resume=options.resume is not None).finished
+        case Sample():
+            run_sample(options)
+            finished = True
+        case _:
+            learn(options)
+            finished = True
+    if not finished:
         sys.exit(130)
+
+
+def learn(options: Lesson | Exercise | Check | Reproduce | Ledger) -> None:
+    """Carries out the commands of the course; what has failed ends with exit code 1."""
+    match options:
+        case Lesson(slug=None):
+            print(list_of_lessons())
+        case Lesson(slug=str(slug)):
+            run_lesson(slug, options.preset, options.out, options.workers)
+        case Exercise(slug=None):
+            print("\n".join(exercises()))
+        case Exercise(slug=str(slug)):
+            path = write_stub(slug, Path())
+            print(f"Wrote {path}. Complete it, then: {command()} check {slug}")
+        case Check():
+            if not print_report(grade(options.slug, options.file or Path(f"{options.slug}.py"))):
+                sys.exit(1)
+        case Reproduce():
+            if not reproduce(options.claim, options.workers):
+                sys.exit(1)
+        case Ledger():
+            print(ledger())
 
 
 def run_demo(options: Demo) -> Run:
@@ -58,7 +91,7 @@ def run_demo(options: Demo) -> Run:
     folder = options.out or next_free_folder("demo")
     print("A GPT of 0.85 M parameters is about to read the source of Python's standard library, byte by byte,")
     print("and to guess each next byte. How surprised it is, on average, is measured in bits per byte.")
-    guess = ask_for_guess() if sys.stdin and sys.stdin.isatty() and sys.stdout.isatty() else None
+    guess = ask(Predict("How many bits per byte will it need in the end? 8 is a blind guess.", low=0, high=8))
     run = train_and_report(demo_options(options.seed, options.machine), folder, samples=True, guess=guess)
     if run.finished:
         value = bits_per_byte(run)
@@ -232,22 +265,6 @@ def run_sample(options: Sample) -> None:
 
 
 # --- the expected band -------------------------------------------------------------------------------------------------
-
-
-def ask_for_guess() -> float | None:
-    """The reader's prediction, made before the run; None for none."""
-    try:
-        answer = input("How many bits per byte will it need in the end? (8 is a blind guess; Enter skips) ").strip()
-    except EOFError:
-        answer = ""
-    try:
-        guess = float(answer)
-    except ValueError:
-        guess = math.nan
-    if not 0 <= guess <= 8:
-        print("No guess taken." if not answer else f"{answer!r} is not a number from 0 to 8; no guess taken.")
-        return None
-    return guess
 
 
 def expected_band(version: str) -> tuple[float, float, str]:

@@ -15,13 +15,22 @@ A part declares what it needs by keyword-only arguments with the names of the op
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minitrain.equilibrium import Filter, equilibrium, equilibrium_l2, exponential, heavy_ball, sign_of_two_averages
+from minitrain.equilibrium import (
+    Equilibrium,
+    Filter,
+    equilibrium,
+    equilibrium_l2,
+    exponential,
+    heavy_ball,
+    sign_of_two_averages,
+)
 from minitrain.runtime.fused import fused_adamw
 
 # --- input rules ------------------------------------------------------------------------------------------------------
@@ -215,18 +224,19 @@ class Optimizer(torch.optim.Optimizer):
         """The filter that turns this optimizer's gradients into updates; None where nobody said which it is."""
         return None
 
-    def equilibrium_rotation(self, group: dict[str, Any]) -> float | None:
-        """The angle per step, in radians, that the group's neurons settle at under its present values.
+    def equilibrium(self, group: dict[str, Any], fan_in: int) -> Equilibrium | None:
+        """Where the group's neurons, of `fan_in` inputs each, settle under its present values.
 
-        None without decay, for an unknown filter, and where the angle depends on the gradients' size (Adam with L2).
+        None without decay, for an unknown filter, and where even the angle depends on the gradients' size (Adam with L2).
+        Of SGD the angle and the time are known; update and norm, which depend on the gradients' size, are NaN.
         """
         lr, weight_decay, filter = group["lr"], group.get("weight_decay", 0.0), self.momentum_filter(group)
         if filter is None or not lr * weight_decay > 0:
             return None
         if self.step_rule is decay_by_lr:
-            return equilibrium(filter, lr, weight_decay, fan_in=1).rotation  # the same for any fan-in
+            return equilibrium(filter, lr, weight_decay, fan_in)
         if self.input_rule is l2_gradient and self.direction is sgdm:
-            return equilibrium_l2(filter, lr, weight_decay, unit_gradient=1.0).rotation
+            return equilibrium_l2(filter, lr, weight_decay, unit_gradient=math.nan)
         return None
 
 

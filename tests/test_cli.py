@@ -14,7 +14,8 @@ import torch
 
 from minitrain import cli, commands
 from minitrain.cli import Demo, Machine, Model, Train, Training
-from minitrain.lab.plots import draw_run
+from minitrain.lab.course import Predict, ask
+from minitrain.lab.plots import DARK, draw_run
 from minitrain.recipe import describe, difference
 from minitrain.runtime.checkpoint import checkpoints
 
@@ -372,12 +373,6 @@ def test_lines_are_judged_as_python_would_inside_a_function(line: str, accepted:
     assert commands.python_accepts(line) is accepted
 
 
-@pytest.mark.parametrize(("answer", "guess"), [("2.5", 2.5), ("", None), ("nan", None), ("-1", None), ("many", None)])
-def test_a_guess_is_a_number_of_bits_or_none(answer: str, guess: float | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("builtins.input", lambda _: answer)
-    assert commands.ask_for_guess() == guess
-
-
 def test_the_band_is_students_t_over_the_record():
     from scipy import stats
 
@@ -402,7 +397,7 @@ def test_svg_pictures_are_the_same_bytes_every_time(tmp_path: Path):
         {"step": s, "loss": 3 / s, "rotation": {"mlp.up": 0.1 / s}, "predicted_rotation": 0.1} for s in (1, 2, 3)
     ]
     for name in ("a", "b"):
-        draw_run([{"step": 0, "val_loss": 5.5}, *metrics], tmp_path / f"{name}.svg", guess=2.0, theme="dark")
+        draw_run([{"step": 0, "val_loss": 5.5}, *metrics], tmp_path / f"{name}.svg", guess=2.0, theme=DARK)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
@@ -415,3 +410,58 @@ def test_help_does_not_import_torch():
 def test_demo_takes_a_seed():
     assert commands.demo_options(seed=3).training.seed == 3
     assert Demo().seed == commands.demo_options().training.seed == 0
+
+
+# --- the course --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["lesson", "one_neutron"], "did you mean one_neuron"),
+        (["lesson", "one_neuron", "--preset", "huge"], "choose quick, cpu, record, gpu"),
+        (["lesson", "one_neuron", "--workers", "0"], "workers must be at least 1"),
+        (["exercise", "one_neutron"], "one_neuron"),
+        (["check", "one_neuron"], "one_neuron.py"),
+        (["check", "one_neutron"], "one_neuron"),
+        (["reproduce", "one_neuron/none"], "has no recorded claim 'none'"),
+        (["reproduce", "one_neuron"], "has no recorded claim ''"),
+    ],
+)
+def test_bad_input_to_the_course_is_one_sentence(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    code, error = outcome(arguments, capsys)
+    assert (code, error.count("\n")) == (2, 1)
+    assert words in error
+    assert not list(tmp_path.glob("runs/cache/*"))
+
+
+def test_the_course_without_a_name_lists_what_there_is(capsys: pytest.CaptureFixture[str]):
+    for arguments in (["lesson"], ["exercise"], ["ledger"]):
+        cli.main(arguments)
+        out = capsys.readouterr().out
+        for slug in ("train_a_gpt", "is_it_real", "one_neuron"):
+            assert slug in out
+
+
+def test_an_exercise_is_written_once_and_its_stub_fails_the_check(capsys: pytest.CaptureFixture[str]):
+    cli.main(["exercise", "one_neuron"])
+    assert "check one_neuron" in capsys.readouterr().out
+    assert outcome(["exercise", "one_neuron"], capsys)[0] == 2  # never overwritten
+    assert outcome(["check", "one_neuron"], capsys)[0] == 1
+
+
+@pytest.mark.parametrize(("given", "guess"), [("2.5", 2.5), ("", None), ("nan", None), ("-1", None), ("many", None)])
+def test_a_prediction_is_a_number_in_its_range_or_none(
+    given: str, guess: float | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("builtins.input", lambda _: given)
+    for stream in ("stdin", "stdout"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True, raising=False)
+    assert ask(Predict("How many?", low=0.0, high=8.0)) == guess
+
+
+def test_nobody_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
+    assert ask(Predict("How many?", low=0.0, high=8.0)) is None

@@ -113,7 +113,7 @@ def test_an_optimizer_without_a_filter_says_so():
     hyper = {"lr": 1e-3, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0}
     optimizer = Optimizer([nn.Parameter(randn(5, 3))], hyper, direction=optim.sgdm, step_rule=optim.no_decay)
     assert optimizer.momentum_filter(optimizer.param_groups[0]) is None
-    assert optimizer.equilibrium_rotation(optimizer.param_groups[0]) is None
+    assert optimizer.equilibrium(optimizer.param_groups[0], fan_in=3) is None
 
 
 # --- equilibrium: the table written out --------------------------------------------------------------------------------

@@ -633,8 +633,8 @@ def test_the_state_of_a_torch_optimizer_is_refused():
         AdamW([p]).load_state_dict(torchs.state_dict())
 
 
-def test_no_rotation_is_predicted_where_the_rate_times_the_decay_is_nothing():
+def test_no_equilibrium_is_predicted_where_the_rate_times_the_decay_is_nothing():
     optimizer = AdamW([nn.Parameter(randn(2, 2))], lr=5e-324, weight_decay=0.1)
-    assert optimizer.equilibrium_rotation(optimizer.param_groups[0]) is None
+    assert optimizer.equilibrium(optimizer.param_groups[0], fan_in=2) is None
     plain = Optimizer([nn.Parameter(randn(2, 2))], {"lr": 0.1}, direction=lambda g, state: g, step_rule=optim.no_decay)
-    assert plain.equilibrium_rotation(plain.param_groups[0]) is None
+    assert plain.equilibrium(plain.param_groups[0], fan_in=2) is None

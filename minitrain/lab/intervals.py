@@ -1,10 +1,14 @@
 """Intervals from a few seeds, by Student's t: the runs' scatter is not known, only estimated from the runs themselves."""
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
 
+
+@functools.cache
 def student_t(level: float, degrees: int) -> float:
     """The `t` with `P(|T| < t) = level` for `degrees` degrees of freedom, a whole number.
 
@@ -38,3 +42,35 @@ def prediction_interval(values: Sequence[float], level: float) -> tuple[float, f
     spread = statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
     reach = student_t(level, len(values) - 1) * spread
     return statistics.mean(values) - reach, statistics.mean(values) + reach
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Where the mean of all runs lies with confidence `level`, after runs that gave `values`, at least two."""
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least 2 runs, not {len(values)}")
+    reach = student_t(level, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.mean(values) - reach, statistics.mean(values) + reach
+
+
+def seeds_needed(
+    pilot: Sequence[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+    power: float = 0.9,
+    level: float = 0.95,
+    most: int = 100,
+) -> int:
+    """The smallest number of seeds whose interval lies wholly between `low` and `high` with probability `power`.
+
+    Supposes that the values are normal with the pilot's mean and standard deviation; a pilot of few runs knows the latter
+    badly, so round up. By 20,000 simulated experiments for each number. Raises `ValueError` where `most` do not suffice.
+    """
+    mean, spread, random = statistics.mean(pilot), statistics.stdev(pilot), np.random.default_rng(0)
+    for n in range(2, most + 1):
+        means = mean + spread / math.sqrt(n) * random.standard_normal(20_000)
+        reach = student_t(level, n - 1) * spread * np.sqrt(random.chisquare(n - 1, 20_000) / (n - 1) / n)
+        if np.mean((means - reach > low) & (means + reach < high)) >= power:
+            return n
+    raise ValueError(
+        f"{most} seeds do not show it: the pilot's mean is {mean:.3g}, its standard deviation {spread:.3g}"
+    )

@@ -1,49 +1,147 @@
-"""Pictures of runs, drawn without a display; matplotlib is imported only when one is drawn.
+"""Pictures, drawn without a display; matplotlib is imported only when one is drawn.
 
-One style: no frame, direct labels, colours that colour-blind eyes tell apart, and for SVG the same bytes every time.
+One style: no frame, direct labels, colours that colour-blind eyes tell apart, wide enough letters for a phone, a light and
+a dark version, and for SVG the same bytes every time.
 """
 
 import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from minitrain.runtime.files import write_atomically
 
-KINDS = {  # the matrices of a block, by a part of their names: label, and colour on a light and on a dark page
-    "qkv": ("queries, keys, values", {"light": "#0072b2", "dark": "#56b4e9"}),
-    "attention.out": ("attention output", {"light": "#cc79a7", "dark": "#cc79a7"}),
-    "mlp.up": ("MLP input", {"light": "#d55e00", "dark": "#d55e00"}),
-    "mlp.out": ("MLP output", {"light": "#e69f00", "dark": "#e69f00"}),
+if TYPE_CHECKING:
+    from minitrain.lab.compare import Measure, Runs
+
+WIDTH = 5.0  # inches; at a phone's width letters of 11 points are then about 11 pixels high
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Ink and colours for one kind of page; the colours are those of Okabe and Ito, lightened where the page is dark."""
+
+    name: str
+    ink: str
+    grey: str
+    blue: str
+    orange: str
+    green: str
+    pink: str
+    sky: str
+    red: str
+
+
+LIGHT = Theme("light", "#222222", "#767676", "#0072b2", "#b86e00", "#00805e", "#b0568a", "#2a85bd", "#c24e00")
+DARK = Theme("dark", "#e0e0e0", "#9e9e9e", "#56b4e9", "#e69f00", "#2fc49a", "#dd93c0", "#8fcdf0", "#ff7f3f")
+THEMES = (LIGHT, DARK)
+MATRICES = {  # of a block, by a part of their names: label and colour
+    "qkv": ("queries, keys, values", "blue"),
+    "attention.out": ("attention output", "pink"),
+    "mlp.up": ("MLP input", "red"),
+    "mlp.out": ("MLP output", "green"),
 }
-OTHER = ("other", {"light": "#888888", "dark": "#888888"})
-INK = {"light": "#222222", "dark": "#dddddd"}
-Theme = Literal["light", "dark"]
 
 
-def draw_run(metrics: list[dict[str, Any]], path: Path, guess: float | None = None, theme: Theme = "light") -> None:
-    """Two panels: bits per byte; and rotation per layer with its prediction. A `guess` is drawn hollow.
+def save_figure(path: Path, draw: Callable[[Any, Theme], None], theme: Theme = LIGHT, height: float = 4.0) -> None:
+    """Writes what `draw(figure, theme)` draws, `WIDTH` by `height` inches.
 
-    `metrics` are the lines of a run's `metrics.jsonl`. The name of `path` decides between PNG (on white) and SVG
-    (transparent, with ink for a light or dark page).
+    The name of `path` decides between PNG (on white, or black for a dark theme) and SVG (transparent).
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    ink, kind = INK[theme], path.suffix[1:]
+    kind = path.suffix[1:]
     style: dict[str, Any] = dict.fromkeys(
-        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), ink
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), theme.ink
     )
-    style |= {"svg.hashsalt": "minitrain", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    page = "white" if theme.name == "light" else "#1e2129"
+    style |= {
+        "svg.hashsalt": "minitrain",
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "axes.facecolor": "none" if kind == "svg" else page,
+        "figure.facecolor": page,
+        "savefig.facecolor": page,
+    }
     with plt.rc_context(style):  # ty: ignore[invalid-argument-type]
-        figure, (top, bottom) = plt.subplots(2, 1, figsize=(6.5, 6.5), sharex=True, layout="constrained")
+        figure = plt.figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure, theme)
+        options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 160}
+        write_atomically(path, lambda file: figure.savefig(file, format=kind, transparent=kind == "svg", **options))
+        plt.close(figure)
+
+
+def save_pair(folder: Path, name: str, draw: Callable[[Any, Theme], None], height: float = 4.0) -> list[Path]:
+    """`name-light.svg` and `name-dark.svg`."""
+    paths = [folder / f"{name}-{theme.name}.svg" for theme in THEMES]
+    for path, theme in zip(paths, THEMES, strict=True):
+        save_figure(path, draw, theme, height)
+    return paths
+
+
+# --- what figures are made of ---------------------------------------------------------------------------------------------
+
+
+def label(axes: Any, x: float, y: float, text: str, color: str, **how: Any) -> None:
+    """Words beside a point, in the colour of what they name; `how` goes to matplotlib's `annotate`."""
+    axes.annotate(text, (x, y), **{"xytext": (4, 0), "textcoords": "offset points", "va": "center", **how}, color=color)
+
+
+def hollow(axes: Any, x: float, y: float, theme: Theme, text: str = "your prediction", **how: Any) -> None:
+    """The reader's prediction: an empty circle with its name."""
+    axes.plot(
+        x, y, marker="o", markersize=9, fillstyle="none", color=theme.ink, linestyle="none", clip_on=False, zorder=5
+    )
+    label(axes, x, y, text, theme.ink, **{"xytext": (9, 0), **how})
+
+
+def band(axes: Any, xs: Sequence[float], series: Sequence[Sequence[float]], color: str, **how: Any) -> None:
+    """The mean over seeds as a line, and from the smallest to the largest as a band; `series` holds one line per seed."""
+    columns = list(zip(*series, strict=True))
+    axes.plot(xs, [statistics.fmean(column) for column in columns], color=color, **{"linewidth": 1.8, **how})
+    axes.fill_between(xs, list(map(min, columns)), list(map(max, columns)), color=color, alpha=0.2, linewidth=0)
+
+
+def u_curve(axes: Any, runs: "Runs", arm: str, measure: "Measure", color: str, scale: float = 1.0) -> None:
+    """A learning-rate sweep: `measure` (times `scale`) against the learning rate, with the band of its seeds.
+
+    Rates at which a run diverged are left out; at the bottom of the curve stands a dot.
+    """
+    found = {lr: runs.values(arm, measure, lr) for lr in runs.learning_rates if lr is not None}
+    kept = {lr: [scale * x for x in values] for lr, values in sorted(found.items()) if all(map(math.isfinite, values))}
+    if not kept:
+        return
+    axes.set_xscale("log")
+    band(axes, list(kept), list(zip(*kept.values(), strict=True)), color)
+    best = min(kept, key=lambda lr: statistics.fmean(kept[lr]))
+    axes.plot(best, statistics.fmean(kept[best]), marker="o", color=color, markersize=6)
+
+
+# --- the picture of a run ------------------------------------------------------------------------------------------------
+
+
+def draw_run(metrics: list[dict[str, Any]], path: Path, guess: float | None = None, theme: Theme = LIGHT) -> None:
+    """Two panels: bits per byte; and rotation per layer with its prediction. A `guess` is drawn hollow.
+
+    `metrics` are the lines of a run's `metrics.jsonl`.
+    """
+
+    def draw(figure: Any, theme: Theme) -> None:
+        top, bottom = figure.subplots(2, 1, sharex=True)
         draw_loss(top, metrics, guess, theme)
         draw_rotation(bottom, metrics, theme)
         bottom.set_xlabel("steps")
-        options = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 150}
-        write_atomically(path, lambda file: figure.savefig(file, format=kind, transparent=kind == "svg", **options))
-        plt.close(figure)
+
+    save_figure(path, draw, theme, height=6.0)
 
 
 def draw_loss(axes: Any, metrics: list[dict[str, Any]], guess: float | None, theme: Theme) -> None:
@@ -51,21 +149,15 @@ def draw_loss(axes: Any, metrics: list[dict[str, Any]], guess: float | None, the
     bits = 1 / math.log(2)
     trained = [(m["step"], m["loss"] * bits) for m in metrics if "loss" in m]
     validated = [(m["step"], m["val_loss"] * bits) for m in metrics if m.get("val_loss") is not None]
-    blue, grey = KINDS["qkv"][1][theme], OTHER[1][theme]
     axes.set(ylabel="bits per byte", ylim=(0, 8.5), title="How well it predicts")
     if trained:
-        axes.plot(*zip(*trained, strict=True), color=grey, linewidth=1.5)
-        middle = trained[len(trained) // 2]
-        axes.annotate("training", middle, (0, 9), textcoords="offset points", color=grey, ha="center")
+        axes.plot(*zip(*trained, strict=True), color=theme.grey, linewidth=1.5)
+        label(axes, *trained[len(trained) // 2], "training", theme.grey, xytext=(0, 10), ha="center")
     if validated:
-        axes.plot(*zip(*validated, strict=True), color=blue, marker="o", markersize=6, linestyle="none", clip_on=False)
-        end = validated[-1]
-        label = f"validation {end[1]:.2f}"
-        axes.annotate(label, end, (6, -18), textcoords="offset points", ha="right", color=blue)
+        axes.plot(*zip(*validated, strict=True), color=theme.blue, marker="o", linestyle="none", clip_on=False)
+        label(axes, *validated[-1], f"validation {validated[-1][1]:.2f}", theme.blue, xytext=(6, -16), ha="right")
     if guess is not None and validated:
-        end = (validated[-1][0], guess)
-        axes.plot(*end, marker="o", markersize=9, fillstyle="none", color=INK[theme], linestyle="none", clip_on=False)
-        axes.annotate("your guess", end, (-10, 4), textcoords="offset points", ha="right")
+        hollow(axes, validated[-1][0], guess, theme, "your guess", xytext=(-10, 6), ha="right")
 
 
 def draw_rotation(axes: Any, metrics: list[dict[str, Any]], theme: Theme) -> None:
@@ -77,18 +169,14 @@ def draw_rotation(axes: Any, metrics: list[dict[str, Any]], theme: Theme) -> Non
     steps = [m["step"] for m in turned]
     labelled: set[str] = set()
     for name in turned[0]["rotation"]:
-        label, colors = next((KINDS[part] for part in KINDS if part in name), OTHER)
+        words, color = next((MATRICES[part] for part in MATRICES if part in name), ("other", "grey"))
         line = [m["rotation"][name] for m in turned]
-        axes.plot(steps, line, color=colors[theme], linewidth=1, alpha=0.8, label=None if label in labelled else label)
-        labelled.add(label)
+        new = words not in labelled
+        axes.plot(steps, line, color=getattr(theme, color), linewidth=1, alpha=0.8, label=words if new else None)
+        labelled.add(words)
     predicted = [(m["step"], m["predicted_rotation"]) for m in turned if "predicted_rotation" in m]
     if predicted:
-        axes.plot(
-            *zip(*predicted, strict=True),
-            color=INK[theme],
-            linestyle="--",
-            linewidth=2,
-            label="predicted in equilibrium",
-        )
+        line = zip(*predicted, strict=True)
+        axes.plot(*line, color=theme.ink, linestyle="--", linewidth=2, label="predicted in equilibrium")
     axes.set_ylim(0, None)
-    axes.legend(frameon=False, fontsize="small", ncols=2)
+    axes.legend(fontsize="small", loc="upper right")

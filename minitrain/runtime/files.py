@@ -53,17 +53,17 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path | None) -> Generator[None]:
+def only_writer(folder: Path | None, wait: bool = False) -> Generator[None]:
     """Keeps other processes from entering with the same folder, wherever the system and its file system have locks.
 
-    Raises `ValueError` where another one is there already.
+    Where another one is there already, waits for it or raises `ValueError`.
     """
     if folder is None or not folder.is_dir() or fcntl is None:
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(handle)
         raise ValueError(f"another process is writing to {folder}; wait for it, or choose another folder") from None

@@ -1,10 +1,19 @@
 """Student's t against scipy, and intervals against their definition."""
 
+import math
+import statistics
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from minitrain.lab.intervals import prediction_interval, probability_within, student_t
+from minitrain.lab.intervals import (
+    mean_interval,
+    prediction_interval,
+    probability_within,
+    seeds_needed,
+    student_t,
+)
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 10, 29, 100, 101])
@@ -46,3 +55,29 @@ def test_what_has_no_interval_is_refused(level: float, degrees: int):
         student_t(level, degrees)
     with pytest.raises(ValueError, match="at least 2 runs"):
         prediction_interval([1.0], 0.9)
+
+
+def test_the_interval_of_a_mean_is_scipys():
+    values = [2.1, 2.4, 1.9, 2.2]
+    expected = stats.t.interval(0.95, 3, loc=statistics.mean(values), scale=stats.sem(values))
+    assert mean_interval(values) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="at least 2 runs"):
+        mean_interval([1.0])
+
+
+def test_seeds_needed_gives_the_promised_power_and_not_one_seed_less():
+    """Against the exact power of a one-sided bound by the noncentral t distribution."""
+    pilot = [0.9, 1.1, 0.7, 1.3, 1.0]
+    mean, spread = statistics.mean(pilot), statistics.stdev(pilot)
+
+    def power(n: int) -> float:
+        return float(stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, (mean - 0.8) / spread * math.sqrt(n)))
+
+    n = seeds_needed(pilot, low=0.8)
+    assert power(n) > 0.89
+    assert power(n - 1) < 0.91
+    assert seeds_needed(pilot, low=0.5) < n < seeds_needed(pilot, low=0.85)
+    assert seeds_needed([-x for x in pilot], high=-0.8) == pytest.approx(n, abs=1)
+    assert seeds_needed(pilot, low=0.8, high=1.2) > n
+    with pytest.raises(ValueError, match="100 seeds do not show it"):
+        seeds_needed(pilot, low=1.2)

@@ -1,0 +1,122 @@
+"""A claim is a sentence, a statistic with one number per seed, and a threshold that was fixed before the run.
+
+The verdict compares the 95 % t-interval of the statistic's mean with the threshold: wholly beyond it, the claim *holds*;
+wholly on the other side, it *does not hold*; else the runs are *not distinguishable* from either.
+"""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minitrain.lab.compare import Runs
+from minitrain.lab.intervals import mean_interval
+
+Verdict = Literal["holds", "does not hold", "not distinguishable"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim. Raises `ValueError` unless it has exactly one threshold."""
+
+    name: str
+    """Unique in its lesson; the ledger calls it `SLUG/name`."""
+    sentence: str
+    """What is claimed, in words that could turn out wrong."""
+    statistic: Callable[[Runs], Sequence[float]]
+    """One number per seed."""
+    above: float | None = None
+    """The mean lies above this."""
+    below: float | None = None
+    """The mean lies below this."""
+    within: tuple[float, float] | None = None
+    """The mean lies between these two: "no effect" with its margin."""
+    at_least: int | None = None
+    """The statistic is 0 or 1, and at least so many seeds say 1; does not hold where as many say 0."""
+    kind: Literal["algebra", "simulation", "training"] = "training"
+    """Algebra must be true of every single seed; algebra and simulations must hold, or there is a bug."""
+    unit: str = ""
+    arms: tuple[str, ...] | None = None
+    """The arms that the statistic asks for; None: all."""
+    paper: str = ""
+    """The paper's own figure with its source, if it was checked."""
+
+    def __post_init__(self) -> None:
+        given = [x for x in (self.above, self.below, self.within, self.at_least) if x is not None]
+        if len(given) != 1:
+            raise ValueError(f"claim {self.name!r} needs exactly one of above, below, within, at_least")
+        if self.within and not self.within[0] <= self.within[1]:
+            raise ValueError(f"claim {self.name!r}: within needs the smaller number first, not {self.within}")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The open interval that the mean is claimed to lie in."""
+        if self.within:
+            return self.within
+        return (-math.inf if self.above is None else self.above, math.inf if self.below is None else self.below)
+
+    @property
+    def threshold(self) -> str:
+        """The threshold in words."""
+        if self.at_least is not None:
+            return f"at least {self.at_least} seeds"
+        low, high = self.range
+        unit = f" {self.unit}" if self.unit else ""
+        if self.within:
+            return f"{low:g}{unit}" if low == high else f"{low:g} to {high:g}{unit}"
+        return f"above {low:g}{unit}" if self.below is None else f"below {high:g}{unit}"
+
+
+def judge(claim: Claim, values: Sequence[float]) -> Verdict:
+    """The verdict on a claim whose statistic has these values, one per seed."""
+    low, high = claim.range
+    if claim.at_least is not None:
+        yes = sum(map(bool, values))
+        if yes >= claim.at_least:
+            return "holds"
+        return "does not hold" if len(values) - yes >= claim.at_least else "not distinguishable"
+    if claim.kind == "algebra":
+        return "holds" if all(low <= x <= high for x in values) else "does not hold"
+    if not all(map(math.isfinite, values)):
+        return "does not hold"
+    if len(values) < 2:
+        return "not distinguishable"
+    below, above = mean_interval(values)
+    if low < below and above < high:
+        return "holds"
+    return "does not hold" if above <= low or below >= high else "not distinguishable"
+
+
+def evaluate(claim: Claim, runs: Runs) -> dict[str, Any]:
+    """A claim and what became of it, as a record keeps it."""
+    values = [float(x) for x in claim.statistic(runs)]
+    finite = len(values) >= 2 and all(map(math.isfinite, values))
+    low, high = mean_interval(values) if finite else (None, None)
+    return {
+        "name": claim.name,
+        "sentence": claim.sentence,
+        "kind": claim.kind,
+        "threshold": claim.threshold,
+        "unit": claim.unit,
+        "paper": claim.paper,
+        "values": [x if math.isfinite(x) else None for x in values],
+        "mean": statistics.fmean(values) if all(map(math.isfinite, values)) else None,
+        "low": low,
+        "high": high,
+        "verdict": judge(claim, values),
+    }
+
+
+def said(outcome: dict[str, Any]) -> str:
+    """An outcome in one line: the verdict, what was measured, the sentence."""
+    n, unit = len(outcome["values"]), f" {outcome['unit']}" if outcome["unit"] else ""
+    if outcome["threshold"].startswith("at least"):
+        measured = f"{sum(map(bool, outcome['values']))} of {n} seeds"
+    elif outcome["mean"] is None:
+        measured = "not a finite number"
+    elif outcome["kind"] == "algebra" or outcome["low"] is None:
+        measured = f"{outcome['mean']:.4g}{unit}"
+    else:
+        measured = f"{outcome['mean']:.4g}{unit} ({outcome['low']:.4g} to {outcome['high']:.4g}, {n} seeds)"
+    return f"{outcome['verdict']:<19}  {outcome['sentence']}: {measured}; threshold: {outcome['threshold']}"

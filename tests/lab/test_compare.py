@@ -1,0 +1,202 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toys
+from small import BASE
+from toys import crash, crash_on_seed_1, dies_on_seed_1, draws, leave_a_mark, sum_of
+
+from minitrain.lab.compare import Plan, at, compare, data_digest, difference, final, mean_late, ratio, series
+from minitrain.lab.probes import Rotation
+from minitrain.optim import AdamW, Lion
+from minitrain.train import train
+
+from dataclasses import replace  # isort: skip
+
+QUIET: dict[str, Any] = {"log_every": 5, "evaluate_every": 10}
+
+
+def test_a_run_in_a_worker_is_the_run_in_this_process(tmp_path: Path):
+    runs = compare({"A": BASE}, seeds=[0, 3], probes=(partial(Rotation, every=5),), cache=tmp_path, **QUIET)
+    for seed in (0, 3):
+        here = train(replace(BASE, seed=seed), probes=[Rotation(every=5)], **QUIET)
+        assert runs.metrics("A", seed) == json.loads(json.dumps(here.metrics))
+    assert runs.metrics("A") == runs.metrics("A", 0) != runs.metrics("A", 3)
+
+
+def test_a_second_call_runs_only_what_is_missing(tmp_path: Path):
+    log = tmp_path / "log"
+    arm = partial(leave_a_mark, path=str(log))
+    first = compare({"A": arm}, seeds=[0, 1], cache=tmp_path / "cache")
+    assert sorted(log.read_text().split()) == ["0", "1"]
+    again = compare({"A": arm, "same": arm}, seeds=[0, 1, 2], cache=tmp_path / "cache")
+    assert sorted(log.read_text().split()) == ["0", "1", "2"]
+    assert again.values("same", final("x"))[:2] == first.values("A", final("x"))
+
+
+def test_a_learning_rate_reaches_optimizer_and_function(tmp_path: Path):
+    arms = {"recipe": BASE, "function": sum_of}
+    runs = compare(arms, seeds=[1], learning_rates=[1e-3, 1e-2], cache=tmp_path, **QUIET)
+    for lr in (1e-3, 1e-2):
+        assert runs.values("function", final("x"), lr) == [1 + lr]
+        by_hand = train(replace(BASE, seed=1, make_optimizer=partial(BASE.make_optimizer, lr=lr)), **QUIET)
+        assert runs.values("recipe", final("val_loss"), lr) == [by_hand.metrics[-1]["val_loss"]]
+    assert runs.best_lr("function", final("x")) == 1e-3
+    assert runs.best_lr("function", lambda metrics: -metrics[-1]["x"], seed=1) == 1e-2
+
+
+def test_a_crash_is_reported_and_the_others_finish(tmp_path: Path):
+    arms = {"good": sum_of_no_lr(), "raises": crash_on_seed_1, "dies": dies_on_seed_1, "always": crash}
+    runs = compare(arms, seeds=[0, 1, 2], cache=tmp_path)
+    assert {(r.arm, r.seed) for r in runs.crashed()} == {("raises", 1), ("dies", 1), *(("always", s) for s in range(3))}
+    assert runs.values("good", final("x")) == [0, 1, 2]
+    assert "no such thing" in (runs.results["raises", None, 1].crashed or "")
+    assert "toys.py, line" in (runs.results["raises", None, 1].crashed or "")
+    assert f"signal {signal.SIGKILL:d}" in (runs.results["dies", None, 1].crashed or "")
+    with pytest.raises(ValueError, match="'dies' with seed 1 has no result"):
+        runs.values("dies", final("x"))
+
+
+def sum_of_no_lr() -> partial:
+    return partial(sum_of, lr=0)
+
+
+def test_a_diverged_run_is_infinitely_bad_and_keeps_what_it_measured(tmp_path: Path):
+    runs = compare({"A": BASE}, seeds=[0], learning_rates=[1e-3, 1e30], cache=tmp_path, **QUIET)
+    assert runs.values("A", final("val_loss"), 1e30) == [math.inf]
+    assert "lower lr" in (runs.result("A", 0, 1e30).diverged or "")
+    assert runs.metrics("A", 0, 1e30)[0]["step"] == 0
+    assert runs.best_lr("A", final("val_loss")) == 1e-3
+
+
+def test_weights_are_kept_on_request(tmp_path: Path):
+    without = compare({"A": BASE}, seeds=[0], cache=tmp_path, **QUIET)
+    with pytest.raises(ValueError, match="keep_weights=True"):
+        without.weights("A", 0)
+    assert compare({"A": BASE}, seeds=[0], cache=tmp_path, keep_weights=True, **QUIET).weights("A", 0).is_file()
+
+
+def plan(recipe: Any = BASE, probes: Any = (), log_every: int = 25, device: str = "cpu") -> Plan:
+    return Plan(recipe, probes, log_every, 250, device, False)
+
+
+def test_the_key_changes_with_all_that_the_result_depends_on():
+    keys = [
+        plan().key(),
+        plan(replace(BASE, seed=1)).key(),
+        plan(replace(BASE, make_optimizer=partial(AdamW, lr=0.5))).key(),
+        plan(replace(BASE, make_optimizer=Lion)).key(),
+        plan(probes=(Rotation,)).key(),
+        plan(probes=(partial(Rotation, every=5),)).key(),
+        plan(log_every=5).key(),
+        plan(partial(draws, seed=0)).key(),
+        plan(partial(sum_of, seed=0)).key(),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert plan(replace(BASE)).key() == keys[0]
+
+
+def test_the_key_changes_with_the_data(monkeypatch: pytest.MonkeyPatch):
+    before = plan().key()
+    monkeypatch.setattr("minitrain.lab.compare.data_digest", lambda data: "other")
+    assert plan().key() != before
+    assert data_digest(BASE.data) == BASE.data().digest
+
+
+def test_what_cannot_be_run_is_refused_before_anything_runs(tmp_path: Path):
+    for arms, seeds, rates in (({}, [0], None), ({"A": BASE}, [], None), ({"A": BASE}, [0], [])):
+        with pytest.raises(ValueError, match="at least one arm, one seed"):
+            compare(arms, seeds=seeds, learning_rates=rates, cache=tmp_path)
+    with pytest.raises(ValueError, match="twice"):
+        compare({"A": BASE}, seeds=[0, 0], cache=tmp_path)
+    with pytest.raises(TypeError, match="no stable name"):
+        compare({"A": lambda seed: []}, seeds=[0], cache=tmp_path)
+    with pytest.raises(ValueError, match="not available here"):
+        compare({"A": BASE}, seeds=[0], cache=tmp_path, device="no such device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_asking_for_what_was_not_run(tmp_path: Path):
+    runs = compare({"A": partial(sum_of, lr=0)}, seeds=[0], cache=tmp_path)
+    for call in (
+        lambda: runs.values("B", final("x")),
+        lambda: runs.metrics("A", 7),
+        lambda: runs.values("A", final("x"), 1.0),
+    ):
+        with pytest.raises(ValueError, match="there is no run of arm"):
+            call()
+    with pytest.raises(ValueError, match="no line of this run has 'y'"):
+        runs.values("A", final("y"))
+
+
+METRICS = [
+    {"step": 0, "a": 4.0},
+    {"step": 5, "a": 2.0, "b": {"p": 1.0, "q": 3.0}},
+    {"step": 9, "a": None, "b": {"p": 5.0}},
+]
+
+
+def test_measures():
+    assert series(METRICS, "a") == [(0, 4.0), (5, 2.0)]
+    assert series(METRICS, "b.q") == [(5, 3.0)]
+    assert final("a")(METRICS) == 2.0
+    assert at("a", 0)(METRICS) == 4.0
+    assert mean_late("a", 1.0)(METRICS) == 3.0
+    assert mean_late("b", 1.0)(METRICS) == (2.0 + 5.0) / 2
+    assert mean_late("b.p", 0.5)(METRICS) == 5.0
+
+
+def test_differences_and_ratios_are_paired_by_seed(tmp_path: Path):
+    runs = compare({"A": draws, "B": partial(draws, add=2.0)}, seeds=range(4), cache=tmp_path)
+    assert difference(runs, "B", "A", final("x")) == pytest.approx([2.0] * 4)
+    a = runs.values("A", final("x"))
+    assert ratio(runs, "B", "A", final("x")) == pytest.approx([(x + 2) / x for x in a])
+    assert len(set(a)) == 4
+
+
+def test_a_damaged_result_says_what_to_do(tmp_path: Path):
+    compare({"A": partial(sum_of, lr=0)}, seeds=[0], cache=tmp_path)
+    next(tmp_path.glob("*/result.json")).write_text("{")
+    with pytest.raises(ValueError, match="delete its folder"):
+        compare({"A": partial(sum_of, lr=0)}, seeds=[0], cache=tmp_path)
+
+
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(Path(toys.__file__).parent)!r})
+from toys import kill_script
+kill_script(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_killed_in_mid_run_and_called_again_nothing_is_lost_doubled_or_half_written(tmp_path: Path, delay: float):
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    expected = toys.kill_script(str(calm))
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(killed)])
+    wait_for(lambda: list(killed.glob("*/run/checkpoints/*.pt")))
+    time.sleep(delay)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(list(killed.glob("*/result.json"))) < 3  # it was indeed struck in the middle
+    again = toys.kill_script(str(killed))
+    assert again == expected
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in calm.iterdir())
+    for folder in killed.iterdir():
+        assert [path.name for path in folder.iterdir()] == ["result.json"]
+        assert (folder / "result.json").read_bytes() == (calm / folder.name / "result.json").read_bytes()
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)

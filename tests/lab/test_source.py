@@ -1,0 +1,141 @@
+"""What counts as the source a run reaches: edits that matter change the digest, others do not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minitrain.lab import source
+
+MODULE = '''
+"""A technique."""
+import math
+from {helper} import scale, unused
+from {helper} import Base as Parent
+
+FACTOR = 2.0
+OTHER = 3.0
+
+
+def step(x):
+    """Doc."""
+    # a comment
+    return inner(x) * FACTOR
+
+
+def inner(x):
+    return scale(x) + math.pi
+
+
+class Thing(Parent):
+    """Doc."""
+
+    size: int = 1
+    """Field's doc."""
+
+    def f(self):
+        return step(self.size)
+
+
+def far(x):
+    return x
+'''
+HELPER = """
+def scale(x):
+    return 3 * x
+
+
+def unused(x):
+    return x
+
+
+class Base:
+    g = 1
+"""
+
+
+@pytest.fixture
+def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The digest of `technique.NAME` after replacing a piece of either module; a new pair of modules each time."""
+    monkeypatch.syspath_prepend(tmp_path)
+    count = iter(range(100))
+
+    def digest(name: str, old: str = "", new: str = "") -> str:
+        i = next(count)
+        module, helper = f"technique_{i}", f"helper_{i}"
+        assert old in MODULE + HELPER
+        (tmp_path / f"{module}.py").write_text(
+            MODULE.replace(old, new).format(helper=helper) if old else MODULE.format(helper=helper)
+        )
+        (tmp_path / f"{helper}.py").write_text(HELPER.replace(old, new) if old else HELPER)
+        source.is_followed.cache_clear()
+        found = source.reached([f"{module}.{name}"])
+        return source.shortened({key.replace(f"_{i}.", "."): text for key, text in found.items()})
+
+    return digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return inner(x) * FACTOR", "return inner(x) / FACTOR"),
+        ("FACTOR = 2.0", "FACTOR = 2.5"),
+        ("+ math.pi", "- math.pi"),
+        ("3 * x", "4 * x"),
+    ],
+)
+def test_an_edit_of_what_is_reached_changes_the_digest(edited: Callable[..., str], old: str, new: str):
+    assert edited("step", old, new) != edited("step")
+    assert edited("Thing", old, new) != edited("Thing")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("# a comment", "# another"),
+        ('"""Doc."""', '"""Other words."""'),
+        ('"""A technique."""', ""),
+        ("OTHER = 3.0", "OTHER = 4.0"),
+        ("def far(x):\n    return x", "def far(x):\n    return -x"),
+        ("def unused(x):\n    return x", "def unused(x):\n    return -x"),
+        ("return inner(x) * FACTOR", "return (inner(x) *  FACTOR)"),
+    ],
+)
+def test_an_edit_elsewhere_or_of_words_does_not(edited: Callable[..., str], old: str, new: str):
+    assert edited("step", old, new) == edited("step")
+
+
+def test_a_class_reaches_its_bases_methods_and_defaults(edited: Callable[..., str]):
+    plain = edited("Thing")
+    for old, new in (("g = 1", "g = 2"), ("size: int = 1", "size: int = 2"), ("3 * x", "4 * x")):
+        assert edited("Thing", old, new) != plain
+    assert edited("Thing", '"""Field\'s doc."""', "") == plain
+    assert edited("step", "g = 1", "g = 2") == edited("step")
+
+
+def test_installed_libraries_and_python_are_not_followed():
+    found = source.reached(["minitrain.gpt.GPT", "torch.nn.RMSNorm", "math.pi", "0.003", "'text'", "None", "(1, 2)"])
+    assert {key.partition(".")[0] for key in found} == {"minitrain"}
+    assert {"minitrain.gpt.Block", "minitrain.gpt.Rotary", "minitrain.runtime.attention.causal_attention"} <= set(found)
+
+
+def test_the_loop_reaches_what_it_calls():
+    found = source.reached(["minitrain.train.train"])
+    for name in ("train.gradient", "schedules.set_schedules", "runtime.device.autocast", "train.evaluate"):
+        assert f"minitrain.{name}" in found
+    assert not [name for name in found if name.startswith("minitrain.lab")]
+
+
+def test_an_imported_module_counts_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "whole_a.py").write_text(
+        "import whole_b\nfrom minitrain import schedules as s\ndef f():\n    return whole_b.g(), s\n"
+    )
+    (tmp_path / "whole_b.py").write_text("def g():\n    return 1\n\ndef h():\n    return 2\n")
+    found = source.reached(["whole_a.f"])
+    assert {"whole_a.f", "whole_b.g", "whole_b.h", "minitrain.schedules.cosine"} <= set(found)
+
+
+def test_digest_is_short_and_steady():
+    assert source.digest(["minitrain.train.train"]) == source.digest(["minitrain.train.train", "3.5"])
+    assert len(source.digest(["minitrain.train.train"])) == 16
