@@ -6,7 +6,6 @@ SLUG-claims.md the claims, SLUG-command.md the command that made them), and two 
 
 import ast
 import json
-import math
 import re
 import statistics
 from collections import Counter
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from minitrain.commands import expected_band
+from minitrain.lab.claims import found
 from minitrain.lab.records import is_stale
+from minitrain.lab.words import number, plus_minus
 
 ROOT = Path(__file__).parents[1]
 NOT_RECORDED = "*Not recorded yet.*\n"
@@ -107,13 +108,13 @@ class Lesson:
 def lessons() -> list[Lesson]:
     """All lessons, in order of their numbers."""
     times = read_json(ROOT / "docs" / "results" / "lesson_minutes.json") or {}
-    found = []
+    course = []
     for path in sorted((ROOT / "lessons").glob("[0-9][0-9]_*.py")):
-        number, slug = path.stem.split("_", 1)
+        position, slug = path.stem.split("_", 1)
         title, question = title_and_question(ast.get_docstring(ast.parse(path.read_text())) or "")
         record = read_json(ROOT / "docs" / "results" / f"{slug}.json")
-        found.append(Lesson(slug, number, title, question, record, times.get(slug, {}).get("quick")))
-    return found
+        course.append(Lesson(slug, position, title, question, record, times.get(slug, {}).get("quick")))
+    return course
 
 
 def title_and_question(docstring: str) -> tuple[str, str]:
@@ -205,20 +206,6 @@ def measured(claim: dict[str, Any]) -> str:
     return f"{found(claim)}<br>threshold: {claim['threshold']}<br>{claim['kind']}, {seeds}"
 
 
-def found(claim: dict[str, Any]) -> str:
-    """The mean with its interval; of a claim that counts seeds how many, of algebra, where each seed counts, all."""
-    values, mean, unit = claim["values"], claim["mean"], f" {claim['unit']}" if claim["unit"] else ""
-    if claim["threshold"].startswith("at least"):
-        return f"{sum(map(bool, values))} of {len(values)}"
-    if mean is None:
-        return "not finite in each run"
-    if claim["kind"] == "algebra" and min(values) != max(values):
-        return f"{number(min(values))} to {number(max(values))}{unit}"
-    if claim["kind"] == "algebra" or claim["low"] is None:
-        return f"{number(mean)}{unit}"
-    return f"{number(mean)}{unit} ({number(claim['low'])} to {number(claim['high'])})"
-
-
 def verdict(claim: dict[str, Any]) -> str:
     """In bold where it holds, so that the others stand out by being plain."""
     return f"**{claim['verdict']}**" if claim["verdict"] == "holds" else f"*{claim['verdict']}*"
@@ -231,31 +218,6 @@ def command(record: dict[str, Any]) -> str:
     versions = f"Python {made['python']}, PyTorch {made['torch']}"
     link = f"[record](../results/{record['lesson']}.json)"
     return f"```\n{record['command']}\n```\n\n{duration(60 * record['minutes'])} on {where}; {versions}; {link}.\n"
-
-
-def plus_minus(values: Sequence[float | None]) -> str:
-    """Mean ± standard error, with two digits of the error; or in how many runs there is no finite value."""
-    finite = [x for x in values if x is not None and is_finite(x)]
-    if len(finite) < len(values):
-        return f"diverged in {len(values) - len(finite)} of {len(values)}"
-    mean = statistics.mean(finite)
-    error = statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else 0.0
-    if error < 1e-9 * abs(mean) or error == 0:
-        return number(mean)
-    if not 1e-4 <= abs(mean) < 1e6:
-        return f"{mean:.3g} ± {error:.1g}"
-    decimals = max(0, 1 - math.floor(math.log10(error)))
-    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
-
-
-def number(x: float) -> str:
-    """Four significant digits."""
-    return f"{x:.4g}"
-
-
-def is_finite(x: Any) -> bool:
-    """Whether `x` is a number that can be printed as one."""
-    return isinstance(x, int | float) and math.isfinite(x)
 
 
 def count(n: int, thing: str) -> str:

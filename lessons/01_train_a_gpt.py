@@ -346,12 +346,12 @@ def draw(figure: Any, runs: Runs, theme: Theme, prediction: float | None) -> Non
     *panels, below = figure.subplots(4, 1, height_ratios=(1, 1, 1, 2))
     draw_loss(below, metrics, theme)
     for arm, words in (
-        ("no network: bytes", "How often each byte comes"),
-        ("no network: pairs", "Which follows which"),
+        ("no network: bytes", "Counting bytes"),
+        ("no network: pairs", "Counting pairs of bytes"),
     ):
         bits = runs.values(arm, final_bits)[0]
         below.axhline(bits, color=theme.green, linewidth=1, linestyle="--")
-        label(below, max(texts) * 0.3, bits, words, theme.green, xytext=(0, 7))
+        label(below, max(texts) * 0.22, bits, words, theme.green, xytext=(0, 7))
     for step, panel, color in zip(sorted(texts), panels, (theme.red, theme.orange, theme.blue), strict=True):
         bits, found = validation[step] * BITS, texts[step]
         title = f"Step {step}: {bits:.2f} bits per byte, {found['accepted']} of {found['lines']} lines valid"
@@ -368,7 +368,7 @@ def draw_loss(axes: Any, metrics: Metrics, theme: Theme) -> None:
     axes.plot(steps, [loss * BITS for loss in losses], color=theme.grey, linewidth=0.8)
     axes.set(xlabel="Step", ylabel="Bits per byte", xlim=(0, steps[-1] * 1.02), ylim=(0, 8.6), yticks=range(0, 9, 2))
     label(axes, 0, 8, "A blind guess", theme.ink, xytext=(9, 0))
-    early = int(steps[-1] * 0.3)
+    early = int(steps[-1] * 0.22)
     lowest = min(losses[early : 2 * early]) * BITS
     label(axes, early, lowest, "Cost of each batch", theme.grey, xytext=(0, -14))
 

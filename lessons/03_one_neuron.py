@@ -201,7 +201,7 @@ def random_walk(
     unit_gradient: float = 0.125,
     memory: float = 0.0,
     start: float = 1.0,
-    log_every: int = 50,
+    log_every: int = 100,
 ) -> list[dict[str, Any]]:
     """`neurons` weight vectors walk among noise, as if a normalization followed each; a line every `log_every` steps.
 

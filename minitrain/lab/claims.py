@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from minitrain.lab.compare import Runs
 from minitrain.lab.intervals import mean_interval
+from minitrain.lab.words import number, with_interval
 
 Verdict = Literal["holds", "does not hold", "not distinguishable"]
 
@@ -108,15 +109,22 @@ def evaluate(claim: Claim, runs: Runs) -> dict[str, Any]:
     }
 
 
-def said(outcome: dict[str, Any]) -> str:
-    """An outcome in one line: the verdict, what was measured, the sentence."""
-    n, unit = len(outcome["values"]), f" {outcome['unit']}" if outcome["unit"] else ""
+def found(outcome: dict[str, Any]) -> str:
+    """What was measured: the mean with its interval; of counted seeds how many; of algebra, where each counts, the range."""
+    values, mean, unit = outcome["values"], outcome["mean"], f" {outcome['unit']}" if outcome["unit"] else ""
     if outcome["threshold"].startswith("at least"):
-        measured = f"{sum(map(bool, outcome['values']))} of {n} seeds"
-    elif outcome["mean"] is None:
-        measured = "not a finite number"
-    elif outcome["kind"] == "algebra" or outcome["low"] is None:
-        measured = f"{outcome['mean']:.4g}{unit}"
-    else:
-        measured = f"{outcome['mean']:.4g}{unit} ({outcome['low']:.4g} to {outcome['high']:.4g}, {n} seeds)"
-    return f"{outcome['verdict']:<19}  {outcome['sentence']}: {measured}; threshold: {outcome['threshold']}"
+        return f"{sum(map(bool, values))} of {len(values)} seeds"
+    if mean is None:
+        return "not finite in every run"
+    if outcome["kind"] == "algebra":
+        ends = sorted({number(min(values)), number(max(values))}, key=float)
+        return " to ".join(ends) + unit
+    return number(mean) + unit if outcome["low"] is None else with_interval(mean, outcome["low"], outcome["high"], unit)
+
+
+def said(outcome: dict[str, Any]) -> str:
+    """An outcome in one line: the verdict, the sentence, what was measured, and the threshold."""
+    seeds = f"{len(outcome['values'])} seeds"
+    return (
+        f"{outcome['verdict']:<19}  {outcome['sentence']}: {found(outcome)}; threshold {outcome['threshold']}, {seeds}"
+    )

@@ -132,7 +132,8 @@ def mean_late(key: str, share: float = 0.25) -> Measure:
     def measure(metrics: Metrics) -> float:
         values = [value for _, value in series(metrics, key)]
         late = values[-max(1, round(share * len(values))) :]
-        return statistics.fmean(statistics.fmean(x.values()) if isinstance(x, dict) else x for x in late)
+        each = [statistics.fmean(x.values()) if isinstance(x, dict) else x for x in late]
+        return statistics.fmean(each)
 
     return measure
 

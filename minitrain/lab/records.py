@@ -6,7 +6,6 @@ to the same verdicts.
 
 import json
 import platform
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from minitrain.lab import source
 from minitrain.lab.claims import Claim, evaluate
 from minitrain.lab.compare import Measure, Result, Runs
+from minitrain.lab.words import plus_minus
 from minitrain.runtime.files import write_text
 
 DIGITS = 6
@@ -134,7 +134,7 @@ def table(record: dict[str, Any]) -> str:
     rows: dict[tuple[str, float | None], dict[str, str]] = {}
     names = list(dict.fromkeys(m["name"] for m in record["measures"]))
     for m in record["measures"]:
-        rows.setdefault((m["arm"], m["lr"]), {})[m["name"]] = mean_and_error(m["values"])
+        rows.setdefault((m["arm"], m["lr"]), {})[m["name"]] = plus_minus(m["values"])
     swept = any(lr is not None for _, lr in rows)
     head = ["arm", *(["lr"] if swept else []), *names]
     lines = [
@@ -145,13 +145,3 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(
         "  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)).rstrip() for line in (head, *lines)
     )
-
-
-def mean_and_error(values: Sequence[float | None]) -> str:
-    """`2.105 ± 0.009`: the mean, and its standard error where there are several runs."""
-    kept = [x for x in values if x is not None]
-    if len(kept) < len(values):
-        return f"diverged in {len(values) - len(kept)} of {len(values)}"
-    if len(kept) == 1:
-        return f"{kept[0]:.4g}"
-    return f"{statistics.fmean(kept):.4g} ± {statistics.stdev(kept) / len(kept) ** 0.5:.2g}"

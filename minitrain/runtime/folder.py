@@ -70,6 +70,8 @@ def or_null(value: Any) -> Any:
     """The same with None for NaN and infinity, which JSON has no words for."""
     if isinstance(value, dict):
         return {key: or_null(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [or_null(x) for x in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

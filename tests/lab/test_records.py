@@ -10,7 +10,6 @@ from minitrain.lab.compare import Result, Runs, difference, final
 from minitrain.lab.records import (
     is_stale,
     make_record,
-    mean_and_error,
     measured,
     read_record,
     rounded,
@@ -18,6 +17,7 @@ from minitrain.lab.records import (
     table,
     write_record,
 )
+from minitrain.lab.words import plus_minus
 from minitrain.recipe import describe
 
 
@@ -84,15 +84,9 @@ def test_measures_leave_out_arms_that_have_no_such_number():
 def test_the_table_shows_mean_and_standard_error():
     text = table(a_record())
     assert text.splitlines()[0].split() == ["arm", "x,", "units"]
-    assert mean_and_error(a_record()["measures"][0]["values"]) in text
+    assert plus_minus(a_record()["measures"][0]["values"]) in text
     swept = make_record("toy", "quick", some_runs((0.1, 0.2)), MEASURES, [], 0.0)
     assert [line.split()[1] for line in table(swept).splitlines()[1:]] == ["0.1", "0.2", "0.1", "0.2"]
-
-
-def test_mean_and_error():
-    assert mean_and_error([1.0, 3.0]) == "2 ± 1"
-    assert mean_and_error([2.0]) == "2"
-    assert mean_and_error([1.0, None]) == "diverged in 1 of 2"
 
 
 def test_a_record_is_stale_when_the_code_it_reaches_has_changed(monkeypatch: pytest.MonkeyPatch):
