@@ -15,13 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minitrain.commands import printable, python_accepts, sample_text
 from minitrain.data.text import standard_library
 from minitrain.gpt import GPT
 from minitrain.lab.claims import Claim
 from minitrain.lab.compare import Metrics, Runs, at, difference, final, mean_late, ratio, series
 from minitrain.lab.course import Predict, main
 from minitrain.lab.plots import Theme, hollow, label
+from minitrain.lab.samples import printable, python_accepts, sample_text
 from minitrain.optim import AdamW
 from minitrain.recipe import Recipe
 from minitrain.runtime.checkpoint import load_weights

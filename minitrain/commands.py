@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import time
-import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,13 @@ from minitrain.cli import (
     recipe_of,
     write_options,
 )
-from minitrain.data.text import decode, encode, python_version
+from minitrain.data.text import decode, python_version
 from minitrain.lab.course import Predict, ask, ledger, list_of_lessons, reproduce, run_lesson
 from minitrain.lab.exercises import exercises, grade, print_report, write_stub
 from minitrain.lab.intervals import prediction_interval
 from minitrain.lab.plots import draw_run
 from minitrain.lab.probes import Rotation
+from minitrain.lab.samples import printable, python_accepts, sample_text
 from minitrain.runtime.checkpoint import checkpoints, export_weights, load_checkpoint, load_model
 from minitrain.runtime.device import choose_device, choose_precision, use_fast_cpu
 from minitrain.runtime.files import check_writable
@@ -196,31 +196,10 @@ class Sampler:
         pass
 
 
-def sample_text(
-    model: Any,
-    prompt: str,
-    max_new_tokens: int,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    rows: int = 1,
-    seed: int = 0,
-) -> list[str]:
-    """Texts that begin with the prompt, drawn with a generator of their own."""
-    device = next(model.parameters()).device
-    start = encode(prompt).to(device).expand(rows, -1)
-    generator = torch.Generator(device).manual_seed(seed)
-    return [decode(row) for row in model.generate(start, max_new_tokens, temperature, top_k, generator)]
-
-
 def sample_of_run(run: Run, max_new_tokens: int, rows: int = 1) -> list[str]:
     """What a run's model writes at present; in float32, since casting the weights costs more than a single row gains."""
     with evaluation_model(run) as model:
         return sample_text(model, PROMPT, max_new_tokens, rows=rows)
-
-
-def printable(text: str) -> str:
-    """The text with what a terminal might obey replaced by a dot."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{MIDDLE DOT}" for c in text)
 
 
 def count_accepted_lines(run: Run) -> str:
@@ -237,20 +216,6 @@ def count_accepted_lines(run: Run) -> str:
         f"Of {lines} lines it wrote, Python accepts {good} on their own ({100 * good / max(lines, 1):.0f} %); "
         f"of lines cut from real code the same way, {100 * real_good / max(real_lines, 1):.0f} %."
     )
-
-
-def python_accepts(line: str) -> bool:
-    """Whether one line compiles, given a function and a loop around it and, where it opens a block, a body."""
-    around = "async def f():\n while 1:\n  "
-    forms = (line, f"{line} pass", f"if 1: pass\n  {line} pass", f"try: pass\n  {line} pass")
-    for form in forms if line.endswith(":") else forms[:1]:
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                compile(around + form, "<line>", "exec")
-        except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-            continue
-        return True
-    return False
 
 
 def run_sample(options: Sample) -> None:

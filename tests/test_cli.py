@@ -16,6 +16,7 @@ from minitrain import cli, commands
 from minitrain.cli import Demo, Machine, Model, Train, Training
 from minitrain.lab.course import Predict, ask
 from minitrain.lab.plots import DARK, draw_run
+from minitrain.lab.samples import python_accepts
 from minitrain.recipe import describe, difference
 from minitrain.runtime.checkpoint import checkpoints
 
@@ -370,7 +371,7 @@ def test_the_demos_model_is_as_large_as_it_says():
     ],
 )
 def test_lines_are_judged_as_python_would_inside_a_function(line: str, accepted: bool):
-    assert commands.python_accepts(line) is accepted
+    assert python_accepts(line) is accepted
 
 
 def test_the_band_is_students_t_over_the_record():

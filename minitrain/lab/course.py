@@ -130,9 +130,9 @@ def announce(slug: str, preset: str, wanted: dict[str, Any]) -> None:
 
 
 def can_be_judged(claim: Any, runs: Runs) -> bool:
-    """Whether all the runs that a claim needs have a result."""
-    needed = runs.arms if claim.arms is None else claim.arms
-    return not any(result.arm in needed for result in runs.crashed())
+    """Whether all the runs that a claim needs are there and have a result; a preset may leave arms out."""
+    needed = set(runs.arms if claim.arms is None else claim.arms)
+    return needed <= set(runs.arms) and not needed & {result.arm for result in runs.crashed()}
 
 
 def write_outputs(
