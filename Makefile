@@ -20,7 +20,7 @@ test-all: .venv/ready-test
 lint: .venv/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/ty check minitrain benchmarks docs bootstrap.py
+	$(BIN)/ty check minitrain lessons benchmarks docs bootstrap.py
 	$(BIN)/codespell
 
 docs: docs-sources  # never with -q, which hides the warnings that --strict counts
@@ -39,6 +39,7 @@ docs-zensical: docs-sources  # the same pages, into the same site/, by the theme
 
 bench: .venv/ready-base
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/lessons.py
 
 clean:
 	rm -rf .venv .cache build node_modules site docs/assets/katex

@@ -42,7 +42,7 @@ def test_lessons_are_numbered_from_one_without_gaps():
 @every_lesson
 def test_a_lesson_opens_with_its_question_and_how_to_run_it(lesson: ModuleType, slug: str):
     first, *others = (lesson.__doc__ or "").splitlines()
-    assert re.fullmatch(r"\d\d .+\. Question: .+\?", first)
+    assert re.fullmatch(r"\d\d .+[.?] Question: .+\?", first)
     assert f"python lessons/{lesson_files()[slug].name}" in "".join(others)
 
 
