@@ -70,7 +70,9 @@ def learn(options: Lesson | Exercise | Check | Reproduce | Ledger) -> None:
         case Lesson(slug=None):
             print(list_of_lessons())
         case Lesson(slug=str(slug)):
-            run_lesson(slug, options.preset, options.out, options.workers)
+            record = run_lesson(slug, options.preset, options.out, options.workers)
+            if len(record["runs"]) < len(record["arms"]) * len(record["seeds"]) * len(record["learning_rates"]):
+                sys.exit(1)  # some crashed
         case Exercise(slug=None):
             print("\n".join(exercises()))
         case Exercise(slug=str(slug)):

@@ -41,7 +41,9 @@ def exponential(beta: float, nesterov: bool = False) -> Filter:
 def sign_of_two_averages(betas: tuple[float, float]) -> Filter:
     """Lion: `c_0 = 1-b1`, `c_k = b1 (1-b2) b2^(k-1)` inside a sign, whose output has mean square 1.
 
-    A small change `x` of a normal variable of variance `K = sum c_k^2` moves the mean of its sign by `sqrt(2/(pi K)) x`.
+    A small change `x` of a normal variable of variance `K = sum c_k^2` moves the mean of its sign by `sqrt(2/(pi K)) x`. For
+    normal noise this slope is exact: `E[sign(u) g] = sqrt(2/(pi K)) E[u g]`, whatever the share of `g` in `u` (Bussgang).
+    What is left of the sign lengthens the weight a little too, and is left out of `total`.
     """
     beta1, beta2 = betas
     K = (1 - beta1) ** 2 + beta1**2 * (1 - beta2) / (1 + beta2)
@@ -66,7 +68,9 @@ def equilibrium(filter: Filter, lr: float, weight_decay: float, fan_in: int) -> 
     The gradients are white noise, orthogonal to a weight vector of `fan_in` numbers, and normalized to unit variance by
     the optimizer, so their scale drops out: every neuron turns at the same rate. Over all time a gradient moves `w` by
     `lr*S` along itself, so `|w|^2` grows by `(lr*S)^2 * fan_in` a step, and decay takes `2*lr*weight_decay*|w|^2`; equating
-    the two gives the norm, and the step's length over the norm the angle. Holds for `lr * weight_decay` well below 1.
+    the two gives the norm, and the step's length over the norm the angle. Holds while `lr * weight_decay` is well below
+    `1 - beta` of the slowest average in the filter; to first order decay of what momentum has not finished with makes the
+    norm smaller by the share `lr * weight_decay * beta / (2 * (1 - beta))`.
     """
     check_decay(weight_decay)
     update = lr * math.sqrt(fan_in * filter.energy)

@@ -39,6 +39,18 @@ def dies_on_seed_1(seed: int) -> Metrics:
     return draws(seed)
 
 
+class EndsItself:
+    """A hook that asks its own process to stop, as a batch system would."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, model: Any, optimizer: Any) -> None:
+        self.calls += 1
+        if self.calls == 50:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def kill_script(cache: str) -> list[Metrics]:
     """Three runs long enough to be struck in the middle, with a checkpoint every 250 steps."""
     from dataclasses import replace

@@ -2,7 +2,7 @@
 
 Weight and update have norms, but what the next layer sees is `W X`: of two steps of equal length the one that is better
 aligned with the inputs moves the outputs further. So the relative change of the outputs is the relative update times the
-ratio of two alignments (the form of Kosson et al., 2025, arXiv 2510.19093).
+ratio of two alignments (in the form that reviews of Kosson et al., 2025, arXiv 2510.19093, give).
 """
 
 from functools import partial
@@ -43,7 +43,7 @@ class Alignment(WeightProbe):
     With inputs `X`, weight `W` before the step and its change `dW` (decay included), in Frobenius norms:
 
         weight_alignment        |W X| / (|W| |X|)       1/sqrt(I) for a random weight
-        update_alignment        |dW X| / (|dW| |X|)     1 where the change is made of the inputs it meets
+        update_alignment        |dW X| / (|dW| |X|)     1 where the change is made of one input and meets only that one
         alignment_ratio         update_alignment / weight_alignment
         representation_change   |dW X| / |W X| = alignment_ratio |dW| / |W|
 

@@ -1,7 +1,8 @@
 """A claim is a sentence, a statistic with one number per seed, and a threshold that was fixed before the run.
 
 The verdict compares the 95 % t-interval of the statistic's mean with the threshold: wholly beyond it, the claim *holds*;
-wholly on the other side, it *does not hold*; else the runs are *not distinguishable* from either.
+wholly on the other side, it *does not hold*; else the runs are *not distinguishable* from either, as they are with a single
+seed or a run that diverged.
 """
 
 import math
@@ -34,7 +35,7 @@ class Claim:
     within: tuple[float, float] | None = None
     """The mean lies between these two: "no effect" with its margin."""
     at_least: int | None = None
-    """The statistic is 0 or 1, and at least so many seeds say 1; does not hold where as many say 0."""
+    """The statistic is 0 or 1, and at least so many seeds say 1."""
     kind: Literal["algebra", "simulation", "training"] = "training"
     """Algebra must be true of every single seed; algebra and simulations must hold, or there is a bug."""
     unit: str = ""
@@ -47,12 +48,14 @@ class Claim:
         given = [x for x in (self.above, self.below, self.within, self.at_least) if x is not None]
         if len(given) != 1:
             raise ValueError(f"claim {self.name!r} needs exactly one of above, below, within, at_least")
+        if self.at_least is not None and self.at_least < 1:
+            raise ValueError(f"claim {self.name!r}: at_least must be at least 1 seed, not {self.at_least}")
         if self.within and not self.within[0] <= self.within[1]:
             raise ValueError(f"claim {self.name!r}: within needs the smaller number first, not {self.within}")
 
     @property
     def range(self) -> tuple[float, float]:
-        """The open interval that the mean is claimed to lie in."""
+        """The interval that the mean is claimed to lie in."""
         if self.within:
             return self.within
         return (-math.inf if self.above is None else self.above, math.inf if self.below is None else self.below)
@@ -73,15 +76,13 @@ def judge(claim: Claim, values: Sequence[float]) -> Verdict:
     """The verdict on a claim whose statistic has these values, one per seed."""
     low, high = claim.range
     if claim.at_least is not None:
-        yes = sum(map(bool, values))
-        if yes >= claim.at_least:
+        if sum(x == 1 for x in values) >= claim.at_least:
             return "holds"
-        return "does not hold" if len(values) - yes >= claim.at_least else "not distinguishable"
+        return "does not hold" if len(values) >= claim.at_least else "not distinguishable"  # too few seeds
     if claim.kind == "algebra":
-        return "holds" if all(low <= x <= high for x in values) else "does not hold"
-    if not all(map(math.isfinite, values)):
-        return "does not hold"
-    if len(values) < 2:
+        inside = [low <= x <= high if claim.within else low < x < high for x in values]
+        return "holds" if values and all(inside) and all(map(math.isfinite, values)) else "does not hold"
+    if len(values) < 2 or not all(map(math.isfinite, values)):  # a mean of runs that diverged says nothing
         return "not distinguishable"
     below, above = mean_interval(values)
     if low < below and above < high:
@@ -113,7 +114,7 @@ def found(outcome: dict[str, Any]) -> str:
     """What was measured: the mean with its interval; of counted seeds how many; of algebra, where each counts, the range."""
     values, mean, unit = outcome["values"], outcome["mean"], f" {outcome['unit']}" if outcome["unit"] else ""
     if outcome["threshold"].startswith("at least"):
-        return f"{sum(map(bool, values))} of {len(values)} seeds"
+        return f"{sum(x == 1 for x in values)} of {len(values)} seeds"
     if mean is None:
         return "not finite in every run"
     if outcome["kind"] == "algebra":

@@ -8,19 +8,21 @@ version and the source it reaches. What is there already is not run again, and a
 newest checkpoint.
 """
 
-import functools
 import hashlib
 import json
 import math
 import os
+import platform
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -29,7 +31,8 @@ from minitrain.lab.worker import carry_out_all, pack
 from minitrain.recipe import Recipe, describe
 from minitrain.runtime.checkpoint import export_weights
 from minitrain.runtime.device import choose_device
-from minitrain.runtime.files import only_writer, write_text
+from minitrain.runtime.files import check_writable, only_writer, write_text
+from minitrain.runtime.folder import remove_leftovers
 from minitrain.train import train
 
 Arm = Recipe | Callable[..., list[dict[str, Any]]]
@@ -49,13 +52,16 @@ class Result:
     diverged: str | None = None
     crashed: str | None = None
     weights: Path | None = None
+    seconds: float = 0.0
+    """CPU time of the call that finished it."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The results of `compare`, and what they were made of: `arms` holds the text of each arm."""
+    """The results of `compare`, and the texts of the arms and probes they were made with."""
 
     arms: dict[str, dict[str, str]]
+    probes: dict[str, str]
     seeds: list[int]
     learning_rates: list[float | None]
     results: dict[tuple[str, float | None, int], Result]
@@ -123,7 +129,14 @@ def final(key: str) -> Measure:
 
 def at(key: str, step: int) -> Measure:
     """The value of `key` at a step."""
-    return lambda metrics: dict(series(metrics, key))[step]
+
+    def measure(metrics: Metrics) -> float:
+        found = dict(series(metrics, key))
+        if step not in found:
+            raise ValueError(f"{key!r} was not logged at step {step}; it was at {sorted(found)}")
+        return found[step]
+
+    return measure
 
 
 def mean_late(key: str, share: float = 0.25) -> Measure:
@@ -180,20 +193,21 @@ def compare(
         raise ValueError("compare needs at least one arm, one seed and one learning rate")
     if any(len(set(values)) < len(values) for values in (seeds, rates)):
         raise ValueError("a seed or a learning rate is there twice; name each once")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
     device = choose_device(device).value
-    if workers is None:
-        workers = min(2, os.cpu_count() or 1) if torch.device(device).type == "cpu" else 1
+    workers = number_of_workers(workers, device)
     probes = tuple(probes)
     plans = {
-        (name, lr, seed): Plan(prepared(arm, lr, seed), probes, log_every, evaluate_every, device, keep_weights)
+        (name, lr, seed): Plan(
+            prepared(arm, lr, seed), probes, log_every, evaluate_every, device, keep_weights and isinstance(arm, Recipe)
+        )
         for name, arm in arms.items()
         for lr in rates
         for seed in seeds
     }
-    folders = {key: Path(cache).resolve() / plan.key() for key, plan in plans.items()}
-    missing = [key for key in plans if not is_done(folders[key], keep_weights)]
+    check_writable(Path(cache), "go to a folder where files can be written")
+    digests: dict[str, str] = {}
+    folders = {key: Path(cache).resolve() / plan.key(digests) for key, plan in plans.items()}
+    missing = [key for key, plan in plans.items() if not is_done(folders[key], plan.keep_weights)]
     tasks = [pack(carry_out, plan=plans[key], folder=folders[key]) for key in missing]
     crashed: dict[tuple[str, float | None, int], str] = {}
     bar = tqdm(total=len(plans), initial=len(plans) - len(missing), unit="run", disable=not progress, smoothing=0)
@@ -204,7 +218,9 @@ def compare(
             bar.update()
     results = {key: read_result(key, folders[key], crashed.get(key)) for key in plans}
     texts = {name: describe(arm) for name, arm in arms.items()}
-    return Runs(texts, seeds, rates, results, {"torch": str(torch.__version__), "device": torch.device(device).type})
+    data = ", ".join(sorted({digest[:16] for digest in digests.values()}))
+    environment = {"torch": str(torch.__version__), "device": torch.device(device).type, "data": data}
+    return Runs(texts, describe(probes, "probes"), seeds, rates, results, environment)
 
 
 def prepared(arm: Arm, lr: float | None, seed: int) -> Arm:
@@ -228,60 +244,90 @@ class Plan:
     device: str
     keep_weights: bool
 
-    def key(self) -> str:
-        """16 hexadecimal digits; the same for the same run, tomorrow and elsewhere."""
-        text = {**describe(self.arm), **describe(self.probes, "probes")}
-        names = [*text.values(), "minitrain.train.train"] if isinstance(self.arm, Recipe) else text.values()
+    def key(self, digests: dict[str, str]) -> str:
+        """16 hexadecimal digits; the same for the same run, tomorrow and elsewhere.
+
+        `digests` keeps those of the data sets from one plan to the next.
+        """
+        arm, probes = describe(self.arm), describe(self.probes, "probes")
+        names = [*arm.values(), *probes.values()]
         facts = {
-            "text": text,
+            "arm": arm,
+            "probes": probes,
             "every": [self.log_every, self.evaluate_every],
-            "source": source.digest(names),
-            "data": data_digest(self.arm.data) if isinstance(self.arm, Recipe) else "",
             "device": torch.device(self.device).type,
-            "torch": str(torch.__version__),
+            "versions": [platform.python_version(), np.__version__, str(torch.__version__)],
         }
+        if isinstance(self.arm, Recipe):
+            names.append("minitrain.train.train")
+            text = str(describe(self.arm.data))
+            if text not in digests:
+                digests[text] = self.arm.data().digest
+            facts["data"] = digests[text]
+        facts["source"] = source.digest(names)
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@functools.cache
-def data_digest(data: Callable) -> str:
-    """The digest of what `data()` holds."""
-    return data().digest
+def number_of_workers(asked: int | None, device: str = "cpu") -> int:
+    """As many as asked for; else one per core up to 2, and one on anything but a CPU. Raises `ValueError` below 1."""
+    if asked is None:
+        return min(2, os.cpu_count() or 1) if torch.device(device).type == "cpu" else 1
+    if asked < 1:
+        raise ValueError(f"workers must be at least 1, not {asked}")
+    return asked
 
 
 def carry_out(plan: Plan, folder: Path) -> None:
-    """One run, in a worker: leaves `result.json`, and the weights if asked for, in `folder`."""
+    """One run, in a worker: leaves `result.json`, and the weights if asked for, in `folder`.
+
+    Raises `InterruptedError` where the run was told to stop, and `RuntimeError` where the code or the data are no longer
+    those that the folder is named by.
+    """
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder, wait=True):  # another caller may be making the same run
-        if is_done(folder, plan.keep_weights):
-            return
-        result: dict[str, Any] = {"metrics": [], "diverged": None}
-        try:
-            if isinstance(plan.arm, Recipe):
-                run = train(
-                    plan.arm,
-                    device=plan.device,
-                    folder=folder / "run",
-                    resume=(folder / "run" / "metrics.jsonl").exists(),
-                    probes=[make() for make in plan.probes],
-                    log_every=plan.log_every,
-                    evaluate_every=plan.evaluate_every,
-                )
-                result["metrics"] = run.metrics
-                if plan.keep_weights:
-                    export_weights(run.model, folder / "model.safetensors")
-            else:
-                result["metrics"] = plan.arm()
-        except FloatingPointError as error:
-            result["diverged"] = str(error)
-            lines = folder / "run" / "metrics.jsonl"
-            result["metrics"] = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-        write_text(folder / "result.json", json.dumps(result) + "\n")
+        remove_leftovers(folder)
+        if not has_results(folder, plan.keep_weights):
+            started = time.process_time()
+            result = outcome(plan, folder)
+            if plan.key({}) != folder.name:
+                raise RuntimeError("the code or the data changed while this ran; call again")
+            write_text(folder / "seconds", f"{time.process_time() - started:.2f}\n")
+            write_text(folder / "result.json", json.dumps(result) + "\n")
         shutil.rmtree(folder / "run", ignore_errors=True)  # checkpoints are large, and no longer needed
 
 
+def outcome(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Runs a plan, or goes on with it, in `folder / "run"`, and returns what `result.json` is to hold."""
+    if not isinstance(plan.arm, Recipe):
+        return {"metrics": plan.arm(), "diverged": None}
+    lines = folder / "run" / "metrics.jsonl"
+    try:
+        run = train(
+            plan.arm,
+            device=plan.device,
+            folder=folder / "run",
+            resume=lines.exists(),
+            probes=[make() for make in plan.probes],
+            log_every=plan.log_every,
+            evaluate_every=plan.evaluate_every,
+        )
+    except FloatingPointError as error:
+        metrics = [json.loads(line) for line in lines.read_text().splitlines()]
+        return {"metrics": metrics, "diverged": str(error)}
+    if not run.finished:
+        raise InterruptedError(f"stopped after step {run.step}; call again, and it goes on")
+    if plan.keep_weights:
+        export_weights(run.model, folder / "model.safetensors")
+    return {"metrics": run.metrics, "diverged": None}
+
+
 def is_done(folder: Path, keep_weights: bool) -> bool:
+    """Whether a run's folder holds all that was asked for, and nothing else."""
+    return has_results(folder, keep_weights) and not (folder / "run").exists()
+
+
+def has_results(folder: Path, keep_weights: bool) -> bool:
     """Whether a run's folder holds all that was asked for."""
     path = folder / "result.json"
     return path.exists() and (
@@ -292,14 +338,17 @@ def is_done(folder: Path, keep_weights: bool) -> bool:
 def load(path: Path) -> dict[str, Any]:
     """A run's `result.json`. Raises `ValueError` where it is damaged."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError:
-        raise ValueError(f"{path} is damaged; delete its folder, and the run will be made again") from None
+        found = None
+    if not isinstance(found, dict) or found.keys() != {"metrics", "diverged"}:
+        raise ValueError(f"{path} is damaged; delete its folder, and the run will be made again")
+    return found
 
 
 def read_result(key: tuple[str, float | None, int], folder: Path, crashed: str | None) -> Result:
     """The result that a run left in its folder."""
     if crashed:
         return Result(*key, crashed=crashed)
-    weights = folder / "model.safetensors"
-    return Result(*key, **load(folder / "result.json"), weights=weights if weights.exists() else None)
+    weights, seconds = folder / "model.safetensors", float((folder / "seconds").read_text())
+    return Result(*key, **load(folder / "result.json"), weights=weights if weights.exists() else None, seconds=seconds)

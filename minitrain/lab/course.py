@@ -1,8 +1,8 @@
 """Running a lesson: question, prediction, runs, table, verdicts, figure, record; and reading the records of all lessons."""
 
 import ast
+import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from minitrain.lab.claims import evaluate, said
-from minitrain.lab.compare import CACHE, Runs, compare
+from minitrain.lab.compare import CACHE, Runs, compare, number_of_workers
 from minitrain.lab.lessons import lesson_files, load_lesson
 from minitrain.lab.places import results_folder
 from minitrain.lab.plots import LIGHT, save_figure, save_pair
@@ -31,9 +31,14 @@ class Predict:
     """What turned out, to be said beside the prediction."""
 
 
+def at_a_terminal() -> bool:
+    """Whether somebody is there to be asked."""
+    return bool(sys.stdin and sys.stdin.isatty() and sys.stdout.isatty())
+
+
 def ask(predict: Predict) -> float | None:
     """The reader's prediction; None where nobody is at a terminal, or for none."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stdout.isatty()):
+    if not at_a_terminal():
         return None
     try:
         given = input(f"{predict.question} (Enter skips) ").strip()
@@ -68,12 +73,34 @@ def run_lesson(
     The record and figure of the preset `record` go into the documentation where the lesson stands in a checkout; all
     others, and a PNG, into `runs/lessons/SLUG`. Raises `ValueError` for a lesson or preset that is not there.
     """
+    number_of_workers(workers)  # refuses before anything is printed
     lesson = load_lesson(slug)
     wanted = wanted_by(lesson, preset)
     folder = out or Path("runs") / "lessons" / slug
     check_writable(folder)
-    print((lesson.__doc__ or slug).partition("\n")[0])
     how: dict[str, Any] = {"workers": workers, "cache": cache, "progress": True, **device_of(preset)}
+    print((lesson.__doc__ or slug).partition("\n")[0])
+    prediction = introduce(lesson, wanted, how)
+    print("\n--- runs")
+    announce(slug, preset, wanted)
+    runs = compare(**wanted, **how)
+    claims = [claim for claim in lesson.CLAIMS if can_be_judged(claim, runs)]
+    record = make_record(slug, preset, runs, lesson.MEASURES, claims)
+    tell(record, runs, [claim.sentence for claim in lesson.CLAIMS if claim not in claims])
+    if runs.crashed():
+        write_record(folder / "record.json", record)
+        print(f"\nNo picture, since runs crashed; what the others measured is in {folder / 'record.json'}")
+        return record
+    if prediction is not None and lesson.PREDICT.answer:
+        print(f"\nYou predicted {prediction:g}; it turned out to be {lesson.PREDICT.answer(runs):.3g}.")
+    write_outputs(lesson, record, folder, prediction, docs=preset == "record" and out is None)
+    if hasattr(lesson, "after") and at_a_terminal():
+        lesson.after(runs)
+    return record
+
+
+def introduce(lesson: ModuleType, wanted: dict[str, Any], how: dict[str, Any]) -> float | None:
+    """What comes before the runs: the idea by hand, one seed where the lesson begins with it, and the prediction."""
     if hasattr(lesson, "by_hand"):
         print("\n--- by hand")
         lesson.by_hand()
@@ -81,29 +108,21 @@ def run_lesson(
         print("\n--- a first look: one seed")
         one_seed: dict[str, Any] = wanted | {"seeds": list(wanted["seeds"])[:1]}
         first = compare(**one_seed, **how)
-        print(lesson.first_look(first))
-    prediction = ask(lesson.PREDICT) if hasattr(lesson, "PREDICT") else None
-    print("\n--- runs")
-    announce(slug, preset, wanted)
-    started = time.monotonic()
-    runs = compare(**wanted, **how)
-    minutes = (time.monotonic() - started) / 60
+        if not first.crashed():
+            print(lesson.first_look(first))
+    return ask(lesson.PREDICT) if hasattr(lesson, "PREDICT") else None
+
+
+def tell(record: dict[str, Any], runs: Runs, not_measured: list[str]) -> None:
+    """Prints what crashed, the table of measures, and the verdicts."""
     for result in runs.crashed():
         print(f"crashed: {result.arm}, seed {result.seed}: {result.crashed}")
-    claims = [claim for claim in lesson.CLAIMS if can_be_judged(claim, runs)]
-    record = make_record(slug, preset, runs, lesson.MEASURES, claims, minutes)
     print("\n" + table(record))
     print("\n--- claims")
     for outcome in record["claims"]:
         print(said(outcome))
-    for claim in set(lesson.CLAIMS) - set(claims):
-        print(f"not measured         {claim.sentence}")
-    if prediction is not None and lesson.PREDICT.answer:
-        print(f"\nYou predicted {prediction:g}; it turned out to be {lesson.PREDICT.answer(runs):.3g}.")
-    write_outputs(lesson, record, folder, prediction, docs=preset == "record" and out is None and not runs.crashed())
-    if hasattr(lesson, "after") and sys.stdin and sys.stdin.isatty() and sys.stdout.isatty():
-        lesson.after(runs)
-    return record
+    for sentence in not_measured:
+        print(f"{'not measured':<19}  {sentence}")
 
 
 def wanted_by(lesson: ModuleType, preset: str) -> dict[str, Any]:
@@ -126,7 +145,7 @@ def announce(slug: str, preset: str, wanted: dict[str, Any]) -> None:
     print(f"{arms} arms{sweep} x {seeds} seeds; what was run before is taken from the cache")
     committed = results_folder() / f"{slug}.json"
     if preset == "record" and committed.exists():
-        print(f"The committed record took {read_record(committed)['minutes']:g} minutes.")
+        print(f"The committed record took {read_record(committed)['minutes']:g} minutes of one core.")
 
 
 def can_be_judged(claim: Any, runs: Runs) -> bool:
@@ -178,10 +197,11 @@ def ledger() -> str:
     return "\n".join(f"{name.ljust(width)}  {words}" for name, words in found)
 
 
-def reproduce(name: str, workers: int | None = None, cache: Path = CACHE) -> bool:
+def reproduce(name: str, workers: int | None = None, cache: Path = Path("runs") / "reproduce") -> bool:
     """Runs what one claim needs again, as it was recorded, and says whether this machine agrees with the record.
 
-    `name` is `SLUG/claim`. Raises `ValueError` for a claim that is not there, `FileNotFoundError` without a record.
+    Takes nothing from an earlier call but one that was interrupted: `cache` is removed in the end. `name` is `SLUG/claim`.
+    Raises `ValueError` for a claim that is not there, `FileNotFoundError` without a record.
     """
     slug, _, wanted = name.partition("/")
     lesson = load_lesson(slug)
@@ -195,6 +215,7 @@ def reproduce(name: str, workers: int | None = None, cache: Path = CACHE) -> boo
     plan = wanted_by(lesson, record["preset"])
     plan["arms"] = {arm: recipe for arm, recipe in plan["arms"].items() if claim.arms is None or arm in claim.arms}
     runs = compare(**plan, workers=workers, cache=cache, progress=True)
+    shutil.rmtree(cache)
     if runs.crashed():
         raise ValueError(f"arm {runs.crashed()[0].arm!r} crashed: {runs.crashed()[0].crashed}")
     here = evaluate(claim, rounded(runs))
@@ -202,6 +223,8 @@ def reproduce(name: str, workers: int | None = None, cache: Path = CACHE) -> boo
     agrees = here["verdict"] == committed["verdict"]
     same = " to the last digit kept" if here["values"] == committed["values"] else ""
     print(f"This machine {'agrees' + same if agrees else 'does not agree'}; the record is of {environment_of(record)}.")
+    if runs.environment["data"] != record["environment"]["data"]:
+        print("It trained on other data: another version of Python has another standard library.")
     return agrees
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 from minitrain.lab.places import lessons_folder
+from minitrain.lab.worker import ONE_THREAD
 from minitrain.runtime.files import write_atomically
 
 
@@ -153,8 +154,7 @@ def grade(slug: str, file: Path, folder: Path | None = None, limit: float = 60.0
     """
     exercise = folder_of(slug, folder)
     file = readable(file)
-    one_thread = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "VECLIB_MAXIMUM")}
-    environment = {**os.environ, **one_thread, "MPLBACKEND": "Agg"}  # a window would wait to be closed
+    environment = {**os.environ, **ONE_THREAD, "MPLBACKEND": "Agg"}  # a window would wait to be closed
     with tempfile.TemporaryDirectory() as notes:
         # -P: modules beside the learner's file, a `copy.py` say, must not stand in for those that we import.
         command = [sys.executable, "-P", "-m", "minitrain.lab.grader", str(exercise), str(file), notes, str(limit)]

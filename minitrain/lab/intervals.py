@@ -62,8 +62,9 @@ def seeds_needed(
 ) -> int:
     """The smallest number of seeds whose interval lies wholly between `low` and `high` with probability `power`.
 
-    Supposes that the values are normal with the pilot's mean and standard deviation; a pilot of few runs knows the latter
-    badly, so round up. By 20,000 simulated experiments for each number. Raises `ValueError` where `most` do not suffice.
+    Supposes that the values are normal with the pilot's mean and standard deviation. A pilot of few runs knows both badly,
+    so that the true power is lower: take about twice the number, or give the smallest effect that matters as the pilot's
+    mean. By 20,000 simulated experiments for each number. Raises `ValueError` where `most` do not suffice.
     """
     mean, spread, random = statistics.mean(pilot), statistics.stdev(pilot), np.random.default_rng(0)
     for n in range(2, most + 1):

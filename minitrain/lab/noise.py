@@ -2,7 +2,8 @@
 
 One row's gradient is `g_i = G + e_i`. The batch gradient's squared length is `|G|^2 + tr/B` on average over batches of `B`
 rows, where `tr = E|e|^2`: two batch sizes give two equations, and so both unknowns (McCandlish et al., 2018, arXiv
-1812.06162). `tr / |G|^2` is the simple noise scale: the batch size, in rows, at which noise equals signal.
+1812.06162). `tr / |G|^2` is the simple noise scale: the batch size, in rows, at which noise equals signal. All of
+this supposes that a row's gradient does not depend on the other rows.
 """
 
 import copy
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minitrain.lab.probes import Measured, Neurons, Weight, check_neurons, report, weights_of
 from minitrain.runtime.device import autocast, move
@@ -38,10 +40,11 @@ def signal_and_noise(
 class NoiseScale:
     """Gradient signal, noise and noise scale of the very batch of the step, in rows (sequences, images).
 
-    The batch is cut into `parts` of equal size (more, where they would exceed the micro batch), and each part's gradient
-    is taken on a copy of the model, at the cost of one more forward and backward pass of the batch. Reports by layer
-    `gradient_signal`, `gradient_noise` and `noise_scale`, of all of them together `total_gradient_signal`, ...; a scale is
-    infinite where the signal is not above zero. `group` names a group, None takes all; `neurons` as for other probes.
+    The batch is cut into `parts` of equal size (more, where they would exceed the micro batch; up to a part less one row is left out
+    where rows do not divide), and each part's gradient is taken on a copy of the model, at the cost of one more forward and
+    backward pass of the batch. Reports by layer `gradient_signal`, `gradient_noise` and `noise_scale`, of all of them
+    together `total_gradient_signal`, ...; a scale is infinite where the signal is not above zero. `group` names a group, None
+    takes all; `neurons` as for other probes. Raises `ValueError` for a model with batch normalization in training mode.
     """
 
     needs_data = True  # so it measures runs of `train`, not loops of one's own
@@ -68,6 +71,11 @@ class NoiseScale:
         if rows < 2:
             raise ValueError(
                 "the noise scale needs batches of at least 2 rows; raise batch_size or leave the probe out"
+            )
+        if any(isinstance(module, _BatchNorm) and module.training for module in run.model.modules()):
+            raise ValueError(
+                "the noise scale needs rows that do not depend on each other, and batch normalization makes them;"
+                " normalize within a row (LayerNorm, GroupNorm) or leave the probe out"
             )
         b = max(1, min(rows // self.parts, run.micro_rows))
         B = rows // b * b

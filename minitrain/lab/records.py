@@ -1,15 +1,17 @@
 """A record: what an experiment measured and how to make it again, as small JSON from which its tables and figure follow.
 
-It holds no dates, hosts or paths. Numbers are rounded first and judged afterwards, so that whoever reads the record comes
+It holds no dates and hosts. Numbers are rounded first and judged afterwards, so that whoever reads the record comes
 to the same verdicts.
 """
 
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from minitrain.lab import source
@@ -22,9 +24,12 @@ DIGITS = 6
 
 
 def make_record(
-    lesson: str, preset: str, runs: Runs, measures: Mapping[str, Measure], claims: Sequence[Claim], minutes: float
+    lesson: str, preset: str, runs: Runs, measures: Mapping[str, Measure], claims: Sequence[Claim]
 ) -> dict[str, Any]:
-    """The record of a lesson's runs, with the verdicts on its claims; claims about crashed arms are left out."""
+    """The record of a lesson's runs, with the verdicts on `claims`; `minutes` are of one core, over all runs.
+
+    Runs that crashed are left out; `claims` must not need them.
+    """
     runs = rounded(runs)
     return {
         "lesson": lesson,
@@ -32,19 +37,22 @@ def make_record(
         "command": f"minitrain lesson {lesson} --preset {preset}",
         "environment": {
             "python": ".".join(platform.python_version_tuple()[:2]),
+            "numpy": np.__version__,
             **runs.environment,
             "cpu": torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine(),
         },
         "source": source_digest(runs),
         "arms": runs.arms,
+        "probes": runs.probes,
         "seeds": runs.seeds,
         "learning_rates": runs.learning_rates,
-        "minutes": round(minutes, 1),
+        "minutes": round(sum(r.seconds for r in runs.results.values()) / 60, 1),
         "measures": measured(runs, measures),
         "claims": [evaluate(claim, runs) for claim in claims],
         "runs": [
             {"arm": r.arm, "lr": r.lr, "seed": r.seed, "diverged": r.diverged, "metrics": r.metrics}
             for r in runs.results.values()
+            if not r.crashed
         ],
     }
 
@@ -75,10 +83,8 @@ def rounded(runs: Runs) -> Runs:
             return [short(x) for x in value]
         return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
-    results = {
-        key: Result(r.arm, r.lr, r.seed, short(r.metrics), r.diverged, r.crashed) for key, r in runs.results.items()
-    }
-    return Runs(runs.arms, runs.seeds, runs.learning_rates, results, runs.environment)
+    results = {key: replace(result, metrics=short(result.metrics)) for key, result in runs.results.items()}
+    return replace(runs, results=results)
 
 
 def runs_of(record: dict[str, Any]) -> Runs:
@@ -87,13 +93,14 @@ def runs_of(record: dict[str, Any]) -> Runs:
         (r["arm"], r["lr"], r["seed"]): Result(r["arm"], r["lr"], r["seed"], r["metrics"], r["diverged"])
         for r in record["runs"]
     }
-    return Runs(record["arms"], record["seeds"], record["learning_rates"], results, record["environment"])
+    made_with = {key: record[key] for key in ("arms", "probes", "seeds", "learning_rates", "environment")}
+    return Runs(results=results, **made_with)
 
 
 def source_digest(runs: Runs) -> str:
-    """The digest of the source that the runs' arms reach."""
-    names = {text for arm in runs.arms.values() for text in arm.values()}
-    return source.digest([*sorted(names), "minitrain.train.train"])
+    """The digest of the source that the runs' arms and probes reach."""
+    names = [text for part in (*runs.arms.values(), runs.probes) for text in part.values()]
+    return source.digest([*names, "minitrain.train.train"])
 
 
 def is_stale(record: dict[str, Any]) -> bool | None:
@@ -108,7 +115,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     lines = []
     for key, value in record.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            inside = ",\n  ".join(json.dumps(x, ensure_ascii=False) for x in value)
+            inside = ",\n  ".join(json.dumps(x, ensure_ascii=False, separators=(",", ":")) for x in value)
             lines.append(f" {json.dumps(key)}: [\n  {inside}\n ]")
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")

@@ -1,8 +1,8 @@
 """A digest of the source that a run reaches, so that an edit of a technique is never answered with yesterday's numbers.
 
 From the names in a recipe's text the definitions are followed through the modules: what a definition names in its own
-module or imports from other modules is reached as well. Comments, docstrings, layout and whatever else
-stands in these files do not count, and neither do installed libraries, whose versions a record states.
+module or imports from other modules is reached as well. Comments, docstrings, layout and whatever else stands in these
+files do not count. Python and installed libraries are not followed; their versions are part of a run's key instead.
 """
 
 import ast
@@ -10,8 +10,12 @@ import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from minitrain.lab.places import PACKAGE
+
+Import = ast.Import | ast.ImportFrom
 
 
 def digest(names: Iterable[str]) -> str:
@@ -28,20 +32,24 @@ def reached(names: Iterable[str]) -> dict[str, str]:
     """Every definition reached from `names`: its full name, and its syntax tree as text."""
     found: dict[str, str] = {}
     todo = [pair for name in names if (pair := split(name))]
+    seen: set[tuple[str, str]] = set()
     while todo:
         module, name = todo.pop()
-        if f"{module}.{name}" in found or not is_followed(module):
+        if (module, name) in seen or not is_followed(module):
             continue
-        definitions = top_level(module)
-        node = definitions.get(name)
-        if isinstance(node, ast.ImportFrom | ast.Import):
-            todo += imported(node, name, module)
-            continue
-        if node is None:
-            todo += [(module, every) for every in definitions] if name == "*" else []
-            continue
-        found[f"{module}.{name}"] = ast.dump(without_docstrings(node))
-        todo += [(module, used.id) for used in ast.walk(node) if isinstance(used, ast.Name) and used.id in definitions]
+        seen.add((module, name))
+        definitions = statements(module)
+        if name == "*":
+            todo += [(module, every) for every in definitions]
+        for node in definitions.get(name, []):
+            imports = [x for x in ast.walk(node) if isinstance(x, Import)]  # a definition may import by itself
+            todo += [pair for x in imports for pair in imported(x, module, None if x is not node else name)]
+            if not isinstance(node, Import):
+                found[f"{module}.{name}"] = found.get(f"{module}.{name}", "") + ast.dump(without_docstrings(node))
+                todo += [(module, used.id) for used in ast.walk(node) if isinstance(used, ast.Name)]
+        if name not in definitions:  # perhaps from what is imported whole
+            whole = [x for x in definitions.get("*", []) if isinstance(x, Import)]
+            todo += [(base, name) for x in whole for base, _ in imported(x, module, "*")]
     return found
 
 
@@ -58,16 +66,11 @@ def split(name: str) -> tuple[str, str] | None:
 
 @functools.cache
 def is_followed(module: str) -> bool:
-    """Whether a module is of minitrain or of the user's own files, and not of Python or an installed library."""
+    """Whether a module is of minitrain, of its lessons or of the user's own files, and not of Python or a library."""
     path = file_of(module)
-    installed = path is not None and {"site-packages", "dist-packages"} & set(path.parts)
-    of_python = module.partition(".")[0] in sys.stdlib_module_names
-    return (
-        path is not None
-        and path.suffix == ".py"
-        and not of_python
-        and (not installed or module.startswith("minitrain."))
-    )
+    if path is None or path.suffix != ".py" or module.partition(".")[0] in sys.stdlib_module_names:
+        return False
+    return path.is_relative_to(PACKAGE) or not {"site-packages", "dist-packages"} & set(path.parts)
 
 
 def file_of(module: str) -> Path | None:
@@ -82,42 +85,76 @@ def file_of(module: str) -> Path | None:
     return Path(known) if known and Path(known).is_file() else None
 
 
-def top_level(module: str) -> dict[str, ast.stmt]:
-    """What a module defines at its top level, by name; imports as well."""
+def statements(module: str) -> dict[str, list[ast.stmt]]:
+    """The statements of a module that define or change a name, by the name; those of `from x import *` under `*`."""
     path = file_of(module)
-    return definitions_in(path, path.stat().st_mtime_ns) if path else {}
+    return statements_in(path, path.stat().st_mtime_ns) if path else {}
 
 
 @functools.lru_cache(maxsize=256)
-def definitions_in(path: Path, modified: int) -> dict[str, ast.stmt]:
-    """What a file defines at its top level; `modified` is there so that an edited file is read anew."""
-    definitions: dict[str, ast.stmt] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            definitions[node.name] = node
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            definitions |= {(alias.asname or alias.name).partition(".")[0]: node for alias in node.names}
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
-            definitions |= dict.fromkeys(names, node)
-    return definitions
+def statements_in(path: Path, modified: int) -> dict[str, list[ast.stmt]]:
+    """The same for a file; `modified` is there so that an edited file is read anew."""
+    found: dict[str, list[ast.stmt]] = {}
+    for node in at_top_level(ast.parse(path.read_text(encoding="utf-8")).body):
+        if isinstance(node, Import):
+            names = [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif is_text(node):
+            names = []
+        else:  # assignments of all kinds, and calls like `TABLE.update(...)`
+            names = [x.id for x in ast.walk(node) if isinstance(x, ast.Name) and may_change(x, node)]
+        for name in dict.fromkeys(names):
+            found.setdefault(name, []).append(node)
+    return found
 
 
-def imported(node: ast.Import | ast.ImportFrom, name: str, module: str) -> list[tuple[str, str]]:
-    """The definitions that an import of `name` into `module` stands for; all of them where it is a module."""
+def may_change(name: ast.Name, node: ast.stmt) -> bool:
+    """Whether a statement of a module's top level gives `name` a value or may change the one it has."""
+    if isinstance(name.ctx, ast.Store | ast.Del):
+        return True
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    called = [node.value.func] if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) else []
+    inside = [x for target in (*targets, *called) if not isinstance(target, ast.Name) for x in ast.walk(target)]
+    return name in inside
+
+
+def at_top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, with those inside `if`, `try`, `with` and loops."""
+    for node in body:
+        if isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
+            blocks = [getattr(node, name, []) for name in ("body", "orelse", "finalbody")]
+            blocks += [handler.body for handler in getattr(node, "handlers", [])]
+            for block in blocks:
+                yield from at_top_level(block)
+        else:
+            yield node
+
+
+def imported(node: Import, module: str, name: str | None) -> list[tuple[str, str]]:
+    """The definitions that an import into `module` stands for, or only those under `name`; all where it is a module."""
+    found: list[tuple[str, str]] = []
     for alias in node.names:
-        if name != (alias.asname or alias.name).partition(".")[0]:
+        if name is not None and name != (alias.asname or alias.name).partition(".")[0]:
             continue
         if isinstance(node, ast.Import):
-            return [(alias.name, "*")]
-        base = node.module or ""
-        if node.level:
-            parents = module.split(".")[: -node.level]
-            base = ".".join([*parents, base] if base else parents)
+            found.append((alias.name, "*"))
+            continue
+        base = base_of(node, module)
         whole = f"{base}.{alias.name}"
-        return [(whole, "*")] if alias.name not in top_level(base) and file_of(whole) else [(base, alias.name)]
-    return []
+        is_module = alias.name not in statements(base) and file_of(whole) is not None
+        found.append((whole, "*") if is_module else (base, alias.name))
+    return found
+
+
+def base_of(node: ast.ImportFrom, module: str) -> str:
+    """The full name of the module that is imported from."""
+    if not node.level:
+        return node.module or ""
+    parts, file = module.split("."), file_of(module)
+    up = node.level - (file is not None and file.name == "__init__.py")  # a package is its own parent
+    parents = parts[: len(parts) - up]
+    return ".".join([*parents, node.module] if node.module else parents)
 
 
 def without_docstrings(node: ast.stmt) -> ast.stmt:

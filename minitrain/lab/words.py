@@ -24,6 +24,8 @@ def alike(numbers: Sequence[float], error: float) -> list[str]:
 def plus_minus(values: Sequence[float | None]) -> str:
     """`2.1052 ± 0.0093`: the mean and its standard error; or in how many runs there is no finite value."""
     finite = [x for x in values if x is not None and math.isfinite(x)]
+    if not values:
+        return ""
     if len(finite) < len(values):
         return f"diverged in {len(values) - len(finite)} of {len(values)}"
     error = statistics.stdev(finite) / math.sqrt(len(finite)) if len(finite) > 1 else 0.0

@@ -6,6 +6,7 @@ The caller's own script is not run again in a worker, so that a lesson or a note
 import contextlib
 import os
 import pickle
+import pickletools
 import queue
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 
 from minitrain.lab.lessons import make_lessons_importable
 
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "VECLIB_MAXIMUM")}
+NEW_GROUP = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # what a new session is on Windows
 
 
 class Worker:
@@ -30,11 +32,12 @@ class Worker:
         """Carries out a pickled task (see `pack`) and returns None, or what went wrong."""
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "minitrain.lab.worker"],
+                [sys.executable, "-P", "-m", "minitrain.lab.worker"],  # -P: a `copy.py` in this folder is not ours
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **ONE_THREAD},
                 start_new_session=True,  # Ctrl-C reaches only the caller
+                creationflags=NEW_GROUP,
             )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -67,7 +70,7 @@ def pack(function: Callable, /, **arguments: Any) -> bytes:
         call = pickle.dumps((function, arguments))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(f"a worker process cannot be given this ({error}); use module-level functions") from None
-    if b"__main__" in call:
+    if any(argument == "__main__" for _, argument, _ in pickletools.genops(call)):
         raise ValueError(
             "a worker process cannot import from the script that was started; move its functions to a module"
         )
@@ -109,7 +112,7 @@ def main() -> None:
         try:
             while True:
                 tasks.put(pickle.load(sys.stdin.buffer))
-        except EOFError:
+        finally:
             os._exit(0)  # the caller has gone; whatever is being computed is resumed by the next one
 
     threading.Thread(target=listen, daemon=True).start()

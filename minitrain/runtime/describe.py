@@ -14,7 +14,8 @@ def describe(value: Any, path: str = "") -> dict[str, str]:
     """
     below = f"{path}." if path else ""
     if is_dataclass(value) and not isinstance(value, type):
-        return merge(describe(getattr(value, f.name), f.name) for f in fields(value))
+        name = {path: f"{type(value).__module__}.{type(value).__qualname__}"} if path else {}
+        return merge([name, *(describe(getattr(value, f.name), below + f.name) for f in fields(value))])
     if isinstance(value, partial):
         arguments = {**{str(i): x for i, x in enumerate(value.args)}, **value.keywords}
         return {**describe(value.func, path), **merge(describe(x, below + name) for name, x in arguments.items())}

@@ -43,13 +43,13 @@ def append_line(path: Path, line: str) -> None:
         file.write(line.encode() + b"\n")
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, hint: str = "choose another with --out") -> None:
     """Raises `ValueError` where a folder cannot be made or written to, before any work is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f"cannot write to folder {folder} ({error.strerror}); choose another with --out") from None
+        raise ValueError(f"cannot write to folder {folder} ({error.strerror}); {hint}") from None
 
 
 @contextmanager

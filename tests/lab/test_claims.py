@@ -15,7 +15,7 @@ def claim(**threshold: Any) -> Claim:
 
 def runs_with(values: list[float]) -> Runs:
     results = {("A", None, seed): Result("A", None, seed, [{"step": 0, "x": x}]) for seed, x in enumerate(values)}
-    return Runs({"A": {}}, list(range(len(values))), [None], results, {})
+    return Runs({"A": {}}, {}, list(range(len(values))), [None], results, {})
 
 
 NOISY = [1.0, 1.2, 0.9, 1.1, 0.8]  # mean 1, 95 % interval 0.804 to 1.196
@@ -53,10 +53,13 @@ def test_a_verdict_changes_exactly_where_students_t_says():
 
 def test_counted_seeds():
     assert judge(claim(at_least=4), [1, 1, 1, 1, 0]) == "holds"
-    assert judge(claim(at_least=4), [1, 1, 0, 1, 0]) == "not distinguishable"
-    assert judge(claim(at_least=4), [0, 0, 0, 1, 0]) == "does not hold"
+    assert judge(claim(at_least=4), [1, 1, 0, 1, 0]) == "does not hold"
+    assert judge(claim(at_least=4), [1, 1, 1]) == "not distinguishable"  # four seeds cannot say so yet
+    assert judge(claim(at_least=2), [1, math.nan, math.nan]) == "does not hold"
     outcome = evaluate(claim(at_least=2), runs_with([1.0, 0.0, 1.0]))
     assert "2 of 3 seeds" in said(outcome)
+    with pytest.raises(ValueError, match="at least 1 seed"):
+        claim(at_least=0)
 
 
 def test_algebra_must_be_true_of_every_seed():
@@ -66,9 +69,9 @@ def test_algebra_must_be_true_of_every_seed():
     assert judge(claim(within=(0.9, 1.3), kind="algebra"), NOISY) == "does not hold"
 
 
-def test_a_diverged_run_cannot_support_a_claim():
+def test_with_a_diverged_run_nothing_can_be_distinguished():
     for threshold in ({"above": 0.0}, {"below": 5.0}, {"within": (0, 5)}):
-        assert judge(claim(**threshold), [1.0, math.inf, 1.0]) == "does not hold"
+        assert judge(claim(**threshold), [1.0, math.inf, 1.0]) == "not distinguishable"
     outcome = evaluate(claim(below=5.0), runs_with([1.0, math.inf]))
     assert outcome["values"] == [1.0, None]
     assert "not finite in every run" in said(outcome)

@@ -1,3 +1,4 @@
+import importlib
 import json
 import math
 import os
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,11 @@ import toys
 from small import BASE
 from toys import crash, crash_on_seed_1, dies_on_seed_1, draws, leave_a_mark, sum_of
 
-from minitrain.lab.compare import Plan, at, compare, data_digest, difference, final, mean_late, ratio, series
+from minitrain.data.text import own_text
+from minitrain.lab.compare import Plan, at, compare, difference, final, mean_late, ratio, series
 from minitrain.lab.probes import Rotation
 from minitrain.optim import AdamW, Lion
 from minitrain.train import train
-
-from dataclasses import replace  # isort: skip
 
 QUIET: dict[str, Any] = {"log_every": 5, "evaluate_every": 10}
 
@@ -81,34 +82,99 @@ def test_weights_are_kept_on_request(tmp_path: Path):
     without = compare({"A": BASE}, seeds=[0], cache=tmp_path, **QUIET)
     with pytest.raises(ValueError, match="keep_weights=True"):
         without.weights("A", 0)
-    assert compare({"A": BASE}, seeds=[0], cache=tmp_path, keep_weights=True, **QUIET).weights("A", 0).is_file()
+    log = tmp_path / "log"
+    arms = {"A": BASE, "function": partial(leave_a_mark, path=str(log))}
+    for _ in range(2):
+        assert compare(arms, seeds=[0], cache=tmp_path, keep_weights=True, **QUIET).weights("A", 0).is_file()
+    assert log.read_text() == "0\n"
 
 
 def plan(recipe: Any = BASE, probes: Any = (), log_every: int = 25, device: str = "cpu") -> Plan:
     return Plan(recipe, probes, log_every, 250, device, False)
 
 
+def key(*given: Any, **options: Any) -> str:
+    return plan(*given, **options).key({})
+
+
 def test_the_key_changes_with_all_that_the_result_depends_on():
     keys = [
-        plan().key(),
-        plan(replace(BASE, seed=1)).key(),
-        plan(replace(BASE, make_optimizer=partial(AdamW, lr=0.5))).key(),
-        plan(replace(BASE, make_optimizer=Lion)).key(),
-        plan(probes=(Rotation,)).key(),
-        plan(probes=(partial(Rotation, every=5),)).key(),
-        plan(log_every=5).key(),
-        plan(partial(draws, seed=0)).key(),
-        plan(partial(sum_of, seed=0)).key(),
+        key(),
+        key(replace(BASE, seed=1)),
+        key(replace(BASE, make_optimizer=partial(AdamW, lr=0.5))),
+        key(replace(BASE, make_optimizer=Lion)),
+        key(probes=(Rotation,)),
+        key(probes=(partial(Rotation, every=5),)),
+        key(log_every=5),
+        key(partial(draws, seed=0)),
+        key(partial(sum_of, seed=0)),
     ]
     assert len(set(keys)) == len(keys)
-    assert plan(replace(BASE)).key() == keys[0]
+    assert key(replace(BASE)) == keys[0]
 
 
-def test_the_key_changes_with_the_data(monkeypatch: pytest.MonkeyPatch):
-    before = plan().key()
-    monkeypatch.setattr("minitrain.lab.compare.data_digest", lambda data: "other")
-    assert plan().key() != before
-    assert data_digest(BASE.data) == BASE.data().digest
+def test_the_key_changes_with_nested_values_and_with_probes_named_like_arguments():
+    @dataclass(frozen=True)
+    class Pair:
+        left: int
+
+    keys = [key(partial(sum_of, m=Pair(a), n=Pair(b))) for a, b in ((2, 9), (3, 9), (2, 8))]
+    keys += [key(partial(sum_of, probes=n)) for n in (3, 4)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_key_changes_with_the_data_even_between_two_calls(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("0123456789\n" * 100)
+    recipe = replace(BASE, data=partial(own_text, context=16, path=str(text)))
+    before = compare({"A": recipe}, seeds=[0], cache=tmp_path / "cache", **QUIET)
+    text.write_text("9876543210\n" * 100)
+    after = compare({"A": recipe}, seeds=[0], cache=tmp_path / "cache", **QUIET)
+    assert before.metrics("A") != after.metrics("A")
+    assert before.environment["data"] != after.environment["data"]
+
+
+@pytest.mark.parametrize("what", ["platform.python_version", "minitrain.lab.compare.np.__version__"])
+def test_the_key_changes_with_the_versions(monkeypatch: pytest.MonkeyPatch, what: str):
+    before = key(partial(sum_of, seed=0))
+    monkeypatch.setattr(what, (lambda: "9.9") if what.endswith("python_version") else "9.9")
+    assert key(partial(sum_of, seed=0)) != before
+
+
+def test_code_that_changes_while_it_runs_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    arm_file = tmp_path / "edited_arm.py"
+    arm_file.write_text(
+        "import pathlib\ndef arm(seed):\n    pathlib.Path(__file__).write_text(NEW)\n    return []\nNEW = 'x = 1'\n"
+    )
+    arm = importlib.import_module("edited_arm").arm
+    runs = compare({"A": arm}, seeds=[0], cache=tmp_path / "cache")
+    assert "changed while this ran" in (runs.crashed()[0].crashed or "")
+    assert not list((tmp_path / "cache").glob("*/result.json"))
+
+
+def test_a_run_that_is_told_to_stop_is_not_taken_for_finished(tmp_path: Path):
+    recipe = replace(BASE, steps=20_000, before_step=(toys.EndsItself,))
+    runs = compare({"A": recipe}, seeds=[0], cache=tmp_path, **QUIET)
+    assert "stopped after step" in (runs.crashed()[0].crashed or "")
+    assert list(tmp_path.glob("*/run/checkpoints/*.pt"))
+
+
+def test_modules_beside_the_caller_do_not_stand_in_for_pythons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "queue.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    assert not compare({"A": partial(sum_of, lr=0)}, seeds=[0], cache=tmp_path / "cache").crashed()
+
+
+def test_what_a_kill_left_behind_is_cleared_away(tmp_path: Path):
+    compare({"A": BASE}, seeds=[0], cache=tmp_path, **QUIET)
+    (folder,) = tmp_path.iterdir()
+    (folder / "run").mkdir()
+    (folder / ".result.json.123.tmp").touch()
+    before = (folder / "result.json").stat().st_mtime_ns
+    compare({"A": BASE}, seeds=[0], cache=tmp_path, **QUIET)
+    assert {path.name for path in folder.iterdir()} == {"result.json", "seconds"}
+    assert (folder / "result.json").stat().st_mtime_ns == before
 
 
 def test_what_cannot_be_run_is_refused_before_anything_runs(tmp_path: Path):
@@ -133,6 +199,8 @@ def test_asking_for_what_was_not_run(tmp_path: Path):
     ):
         with pytest.raises(ValueError, match="there is no run of arm"):
             call()
+    with pytest.raises(ValueError, match="not logged at step 3"):
+        runs.values("A", at("x", 3))
     with pytest.raises(ValueError, match="no line of this run has 'y'"):
         runs.values("A", final("y"))
 
@@ -177,7 +245,7 @@ kill_script(sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3])
+@pytest.mark.parametrize("delay", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_killed_in_mid_run_and_called_again_nothing_is_lost_doubled_or_half_written(tmp_path: Path, delay: float):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     expected = toys.kill_script(str(calm))
@@ -191,7 +259,7 @@ def test_killed_in_mid_run_and_called_again_nothing_is_lost_doubled_or_half_writ
     assert again == expected
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in calm.iterdir())
     for folder in killed.iterdir():
-        assert [path.name for path in folder.iterdir()] == ["result.json"]
+        assert {path.name for path in folder.iterdir()} == {"result.json", "seconds"}
         assert (folder / "result.json").read_bytes() == (calm / folder.name / "result.json").read_bytes()
 
 

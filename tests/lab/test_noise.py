@@ -211,6 +211,17 @@ def test_what_cannot_be_measured_is_refused():
     assert_one_sentence(caught.value)
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_rows_that_depend_on_each_other_are_refused(norm: type[nn.Module]):
+    run = build(PLANTED)
+    run.model.add_module("norm", norm(WIDTH))
+    with pytest.raises(ValueError, match="batch normalization") as caught:
+        NoiseScale().before(run)
+    assert_one_sentence(caught.value, "LayerNorm")
+    run.model.norm.eval()  # with fixed statistics rows are on their own
+    assert measured(NoiseScale(), run)
+
+
 # --- without a trace --------------------------------------------------------------------------------------------------
 
 

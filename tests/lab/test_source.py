@@ -139,3 +139,55 @@ def test_an_imported_module_counts_whole(tmp_path: Path, monkeypatch: pytest.Mon
 def test_digest_is_short_and_steady():
     assert source.digest(["minitrain.train.train"]) == source.digest(["minitrain.train.train", "3.5"])
     assert len(source.digest(["minitrain.train.train"])) == 16
+
+
+ODDITIES = {  # a module, and a piece of it whose edit must be seen from `f`
+    "changed by an item": ("TABLE = {}\nTABLE['b'] = 2\ndef f():\n    return TABLE\n", "= 2", "= 3"),
+    "changed by an attribute": ("class C:\n    a = 1\nC.extra = 5\ndef f():\n    return C\n", "a = 1", "a = 2"),
+    "changed by a call": ("TABLE = {}\nTABLE.update(b=2)\ndef f():\n    return TABLE\n", "b=2", "b=3"),
+    "changed in place": ("n = 1\nn += 2\ndef f():\n    return n\n", "+= 2", "+= 3"),
+    "in a try": ("try:\n    n = 1\nexcept ImportError:\n    n = 2\ndef f():\n    return n\n", "n = 2", "n = 3"),
+    "in an if": ("if True:\n    def g():\n        return 1\ndef f():\n    return g()\n", "return 1", "return 2"),
+    "decorated": ("def d(g):\n    return g\n@d\ndef f():\n    return 1\n", "return g", "return 2"),
+    "a default": ("n = 1\ndef f(x=n):\n    return x\n", "n = 1", "n = 2"),
+}
+
+
+@pytest.mark.parametrize(("text", "old", "new"), ODDITIES.values(), ids=ODDITIES)
+def test_what_else_python_allows_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, old: str, new: str
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for i, content in enumerate((text, text.replace(old, new, 1))):
+        module = f"odd_{abs(hash((text, old)))}_{i}"
+        (tmp_path / f"{module}.py").write_text(content)
+        found.append({key.partition(".")[2]: tree for key, tree in source.reached([f"{module}.f"]).items()})
+    assert found[0] != found[1]
+
+
+def test_every_way_to_import_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "ways"
+    package.mkdir()
+    for name in ("a", "b", "c", "d", "e"):
+        (package / f"{name}.py").write_text(f"def {name}_():\n    return 1\n")
+    (package / "__init__.py").write_text("from .c import c_\nfrom .d import *\n")
+    (package / "user.py").write_text(
+        "import ways.a\nimport ways.b\nfrom ways import c_\nfrom ways.d import *\n"
+        "def f():\n    from ways.e import e_\n    return ways.a.a_, ways.b.b_, c_, d_, e_\n"
+    )
+    found = set(source.reached(["ways.user.f"]))
+    assert {f"ways.{name}.{name}_" for name in "abcde"} <= found
+
+
+def test_lessons_in_an_installed_package_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    inside = tmp_path / "site-packages" / "minitrain"
+    (inside / "lessons").mkdir(parents=True)
+    (inside / "lessons" / "a_lesson.py").write_text("def walk():\n    return 1\n")
+    (tmp_path / "site-packages" / "a_library.py").write_text("def walk():\n    return 1\n")
+    monkeypatch.setattr(source, "PACKAGE", inside)
+    monkeypatch.syspath_prepend(inside / "lessons")
+    assert source.reached(["a_lesson.walk"])
+    assert not source.reached(["a_library.walk"])

@@ -66,10 +66,13 @@ def check_impulse_response(answer: ModuleType) -> None:
 
 def check_sums(answer: ModuleType) -> None:
     """sums gives the sum S and the energy E2 of a filter."""
-    for c in ([1.0, 0.5, 0.25], [0.1, 0.09, 0.081], [0.5, -0.25, 2.0]):
+    for c in ([1.0, 0.5, 0.25], [0.1, 0.09, 0.081], [0.5, -0.25, 2.0], [0.3, 0.0, -0.2, 1.0, 0.5], [2.0]):
         S, E2 = pair(answer.sums(c), f"two numbers, S and E2, for c = {c}")
-        signs = "signs count: what is taken back later does not move the weight"
-        require_close(S, sum(c), 1e-6, hint_for(S, {signs: sum(map(abs, c))}) or f"S of c = {c}")
+        hints = {
+            "signs count: what is taken back later does not move the weight": sum(map(abs, c)),
+            "a filter may be of any length; take all of its c_k": sum(c[:3]),
+        }
+        require_close(S, sum(c), 1e-6, hint_for(S, hints) or f"S of c = {c}")
         squares = sum(x * x for x in c)
         hints = {
             "you squared the sum; E2 is the sum of the squares, since products of different gradients average to 0": sum(
@@ -82,7 +85,8 @@ def check_sums(answer: ModuleType) -> None:
         require_close(E2, squares, 1e-6, hint_for(E2, hints) or f"E2 of c = {c}")
 
 
-SETTINGS = [(1.0, 0.05, 0.01, 0.1, 256), (10.0, 5.0, 0.002, 0.05, 100), (0.5, 2.0, 0.1, 0.02, 1000)]
+SETTINGS = [(1.0, 0.05, 0.01, 0.1, 256), (10.0, 5.0, 0.002, 0.05, 100), (0.5, 2.0, 0.005, 0.02, 1000)]
+FIRST_ORDER = 1e-3  # passes an exact balance too, with (lr*weight_decay)^2, and the arc tangent of step over norm
 
 
 def check_equilibrium_norm(answer: ModuleType) -> None:
@@ -104,7 +108,7 @@ def check_equilibrium_norm(answer: ModuleType) -> None:
             "is lr^2 on one side and lr on the other? one of them cancels": S * math.sqrt(fan_in / (2 * weight_decay)),
         }
         given = f"at S={S}, E2={E2}, lr={lr}, weight_decay={weight_decay}, fan_in={fan_in}"
-        require_close(norm, S * math.sqrt(base / 2), 1e-6, hint_for(norm, hints) or given)
+        require_close(norm, S * math.sqrt(base / 2), FIRST_ORDER, hint_for(norm, hints, FIRST_ORDER) or given)
 
 
 def check_equilibrium_rotation(answer: ModuleType) -> None:
@@ -121,12 +125,12 @@ def check_equilibrium_rotation(answer: ModuleType) -> None:
             "that is the square of the angle": (root / S) ** 2,
         }
         given = f"at S={S}, E2={E2}, lr={lr}, weight_decay={weight_decay}"
-        require_close(rotation, root / S, 1e-6, hint_for(rotation, hints) or given)
+        require_close(rotation, root / S, FIRST_ORDER, hint_for(rotation, hints, FIRST_ORDER) or given)
 
 
 def check_nesterov_sums(answer: ModuleType) -> None:
     """nesterov_sums knows the optimizer that you have never met."""
-    for beta in (0.9, 0.5, 0.99):
+    for beta in (0.9, 0.5, 0.99, 0.0):
         S, E2 = pair(answer.nesterov_sums(beta), f"two numbers, S and E2, for beta = {beta}")
         c = nesterov_response(beta, 5000)
         total, energy = c.sum(), (c**2).sum()
@@ -136,7 +140,8 @@ def check_nesterov_sums(answer: ModuleType) -> None:
             "the factor 1-beta of an average is missing: c_0 is (1-beta)*(1+beta)": total / (1 - beta),
             "S is the sum of all c_k; is the look-ahead in it?": (1 - beta**2),
         }
-        require_close(S, total, 1e-6, hint_for(S, hints) or f"S at beta={beta}")
+        length = "an impulse response must be many times 1/(1-beta) long"
+        require_close(S, total, 1e-4, hint_for(S, hints) or f"S at beta={beta}; {length}")
         hints = {
             f"your E2 is the plain average's (the heavy ball's, scaled): {slow} too slow": plain,
             "your E2 is the heavy ball's, without the factor (1-beta)^2 of an average": plain / scale,
@@ -144,7 +149,7 @@ def check_nesterov_sums(answer: ModuleType) -> None:
             "c_k is (1-beta)*beta^(k+1) from k = 1 on; is one power of beta missing?": scale
             * ((1 + beta) ** 2 + beta**2 / (1 - beta**2)),
         }
-        require_close(E2, energy, 1e-6, hint_for(E2, hints) or f"E2 at beta={beta}")
+        require_close(E2, energy, 1e-4, hint_for(E2, hints) or f"E2 at beta={beta}; {length}")
 
 
 def check_random_walk(answer: ModuleType) -> None:
@@ -195,10 +200,10 @@ def pair(found: Any, required: str) -> tuple[Any, Any]:
     return first, second
 
 
-def hint_for(measured: Any, likely: dict[str, float]) -> str:
+def hint_for(measured: Any, likely: dict[str, float], rtol: float = 1e-6) -> str:
     """The hint whose value is the measured one."""
     try:
         value = float(measured)
     except (TypeError, ValueError):
         return ""
-    return next((hint for hint, wrong in likely.items() if math.isclose(value, wrong, rel_tol=1e-6)), "")
+    return next((hint for hint, wrong in likely.items() if math.isclose(value, wrong, rel_tol=rtol)), "")
