@@ -217,7 +217,8 @@ def command(record: dict[str, Any]) -> str:
     where = made["cpu"] if made["device"] == "cpu" else f"{made['device']}, {made['cpu']}"
     versions = f"Python {made['python']}, PyTorch {made['torch']}"
     link = f"[record](../results/{record['lesson']}.json)"
-    return f"```\n{record['command']}\n```\n\n{duration(60 * record['minutes'])} on {where}; {versions}; {link}.\n"
+    took = f"{duration(60 * record['minutes'])} of one core"
+    return f"```\n{record['command']}\n```\n\n{took} on {where}; {versions}; {link}.\n"
 
 
 def count(n: int, thing: str) -> str:

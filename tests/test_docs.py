@@ -200,7 +200,7 @@ def test_the_files_of_a_page_and_a_stale_record(monkeypatch: pytest.MonkeyPatch)
 def test_the_command_says_where_and_how_long():
     assert tables.command(record()) == (
         "```\nminitrain lesson toy --preset record\n```\n\n"
-        "2 minutes on a CPU; Python 3.11, PyTorch 2.13.0; [record](../results/toy.json).\n"
+        "2 minutes of one core on a CPU; Python 3.11, PyTorch 2.13.0; [record](../results/toy.json).\n"
     )
 
 

@@ -40,11 +40,12 @@ def signal_and_noise(
 class NoiseScale:
     """Gradient signal, noise and noise scale of the very batch of the step, in rows (sequences, images).
 
-    The batch is cut into `parts` of equal size (more, where they would exceed the micro batch; up to a part less one row is left out
-    where rows do not divide), and each part's gradient is taken on a copy of the model, at the cost of one more forward and
-    backward pass of the batch. Reports by layer `gradient_signal`, `gradient_noise` and `noise_scale`, of all of them
-    together `total_gradient_signal`, ...; a scale is infinite where the signal is not above zero. `group` names a group, None
-    takes all; `neurons` as for other probes. Raises `ValueError` for a model with batch normalization in training mode.
+    The batch is cut into `parts` of equal size (more, where they would exceed the micro batch), and each part's gradient
+    is taken on a copy of the model, at the cost of one more forward and backward pass of the batch. Where parts of `b` rows
+    do not divide the batch, up to `b - 1` rows are left out. Reports by layer `gradient_signal`, `gradient_noise` and
+    `noise_scale`, of all of them together `total_gradient_signal`, ...; a scale is infinite where the signal is not above
+    zero. `group` names a group, None takes all; `neurons` as for other probes. Raises `ValueError` for a model with batch
+    normalization in training mode, whose rows depend on each other.
     """
 
     needs_data = True  # so it measures runs of `train`, not loops of one's own
