@@ -34,8 +34,8 @@ class Claim:
     """The mean lies below this."""
     within: tuple[float, float] | None = None
     """The mean lies between these two: "no effect" with its margin."""
-    at_least: int | None = None
-    """The statistic is 0 or 1, and at least so many seeds say 1."""
+    at_least: float | None = None
+    """The statistic is 0 or 1, and at least this share of the seeds says 1."""
     kind: Literal["algebra", "simulation", "training"] = "training"
     """Algebra must be true of every single seed; algebra and simulations must hold, or there is a bug."""
     unit: str = ""
@@ -48,8 +48,10 @@ class Claim:
         given = [x for x in (self.above, self.below, self.within, self.at_least) if x is not None]
         if len(given) != 1:
             raise ValueError(f"claim {self.name!r} needs exactly one of above, below, within, at_least")
-        if self.at_least is not None and self.at_least < 1:
-            raise ValueError(f"claim {self.name!r}: at_least must be at least 1 seed, not {self.at_least}")
+        if self.at_least is not None and not 0 < self.at_least <= 1:
+            raise ValueError(
+                f"claim {self.name!r}: at_least is a share of the seeds, above 0 to 1, not {self.at_least}"
+            )
         if self.within and not self.within[0] <= self.within[1]:
             raise ValueError(f"claim {self.name!r}: within needs the smaller number first, not {self.within}")
 
@@ -64,7 +66,7 @@ class Claim:
     def threshold(self) -> str:
         """The threshold in words."""
         if self.at_least is not None:
-            return f"at least {self.at_least} seeds"
+            return f"at least {100 * self.at_least:g} % of the seeds"
         low, high = self.range
         unit = f" {self.unit}" if self.unit else ""
         if self.within:
@@ -76,9 +78,7 @@ def judge(claim: Claim, values: Sequence[float]) -> Verdict:
     """The verdict on a claim whose statistic has these values, one per seed."""
     low, high = claim.range
     if claim.at_least is not None:
-        if sum(x == 1 for x in values) >= claim.at_least:
-            return "holds"
-        return "does not hold" if len(values) >= claim.at_least else "not distinguishable"  # too few seeds
+        return "holds" if values and sum(x == 1 for x in values) >= claim.at_least * len(values) else "does not hold"
     if claim.kind == "algebra":
         inside = [low <= x <= high if claim.within else low < x < high for x in values]
         return "holds" if values and all(inside) and all(map(math.isfinite, values)) else "does not hold"

@@ -105,6 +105,8 @@ def source_digest(runs: Runs) -> str:
 
 def is_stale(record: dict[str, Any]) -> bool | None:
     """Whether the code that made a record has changed since; None under another Python, which reads code differently."""
+    if "probes" not in record:
+        return True  # made before records held this
     if record["environment"]["python"] != ".".join(platform.python_version_tuple()[:2]):
         return None
     return source_digest(runs_of(record)) != record["source"]

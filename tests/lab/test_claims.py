@@ -52,14 +52,15 @@ def test_a_verdict_changes_exactly_where_students_t_says():
 
 
 def test_counted_seeds():
-    assert judge(claim(at_least=4), [1, 1, 1, 1, 0]) == "holds"
-    assert judge(claim(at_least=4), [1, 1, 0, 1, 0]) == "does not hold"
-    assert judge(claim(at_least=4), [1, 1, 1]) == "not distinguishable"  # four seeds cannot say so yet
-    assert judge(claim(at_least=2), [1, math.nan, math.nan]) == "does not hold"
-    outcome = evaluate(claim(at_least=2), runs_with([1.0, 0.0, 1.0]))
-    assert "2 of 3 seeds" in said(outcome)
-    with pytest.raises(ValueError, match="at least 1 seed"):
-        claim(at_least=0)
+    assert judge(claim(at_least=0.8), [1, 1, 1, 1, 0]) == "holds"
+    assert judge(claim(at_least=0.8), [1, 1, 0, 1, 0]) == "does not hold"
+    assert judge(claim(at_least=0.3), [1, math.nan, math.nan]) == "holds"
+    assert judge(claim(at_least=0.5), [1, math.nan, math.nan]) == "does not hold"
+    assert judge(claim(at_least=0.5), []) == "does not hold"
+    assert "2 of 3 seeds" in said(evaluate(claim(at_least=0.5), runs_with([1.0, 0.0, 1.0])))
+    for share in (0, 1.5, 4):
+        with pytest.raises(ValueError, match="a share of the seeds"):
+            claim(at_least=share)
 
 
 def test_algebra_must_be_true_of_every_seed():
@@ -94,7 +95,7 @@ def test_thresholds_in_words():
     assert claim(above=0.5, unit="nats").threshold == "above 0.5 nats"
     assert claim(below=2).threshold == "below 2"
     assert claim(within=(0, 0)).threshold == "0"
-    assert claim(at_least=3).threshold == "at least 3 seeds"
+    assert claim(at_least=0.875).threshold == "at least 87.5 % of the seeds"
 
 
 @pytest.mark.parametrize("threshold", [{}, {"above": 1, "below": 2}, {"above": 1, "at_least": 1}])
