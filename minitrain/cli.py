@@ -136,35 +136,45 @@ class Sample:
     """Another seed draws another text."""
 
 
+def shown_as(name: str) -> Any:
+    """How help names a value that may be left out."""
+    return tyro.conf.arg(metavar=name, help_behavior_hint="")
+
+
+Slug = Annotated[str | None, shown_as("[SLUG]")]
+Workers = Annotated[int | None, shown_as("N")]
+OutFolder = Annotated[Path | None, shown_as("PATH")]
+
+
 @dataclass(frozen=True)
 class Lesson:
     """Run a lesson: its question, its runs, its claims and its picture."""
 
-    slug: tyro.conf.Positional[str | None] = None
-    """Which lesson; without it, all are listed."""
-    preset: str = "quick"
-    """quick: at most a minute. cpu: at most ten minutes. record: what the documentation shows. gpu: a real size."""
-    workers: int | None = None
+    slug: tyro.conf.Positional[Slug] = None
+    """A lesson's short name, such as one_neuron; without it, all are listed."""
+    preset: Annotated[str, shown_as("{quick,cpu,record,gpu}")] = "quick"
+    """quick (the default): at most a minute. cpu: at most ten. record: what the documentation shows. gpu: a real size."""
+    workers: Workers = None
     """Processes of one thread each; without it, one per core up to 2."""
-    out: Path | None = None
+    out: OutFolder = None
     """Where record and picture go; without it, runs/lessons/SLUG."""
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """Write an exercise into this folder, for you to complete."""
+    """Write a lesson's exercise into this folder, for you to complete."""
 
-    slug: tyro.conf.Positional[str | None] = None
-    """Which exercise; without it, all are listed."""
+    slug: tyro.conf.Positional[Slug] = None
+    """The lesson's short name, such as one_neuron; without it, all are listed."""
 
 
 @dataclass(frozen=True)
 class Check:
     """Grade your file of an exercise."""
 
-    slug: tyro.conf.Positional[str]
-    """Which exercise."""
-    file: tyro.conf.Positional[Path | None] = None
+    slug: tyro.conf.Positional[Annotated[str, shown_as("SLUG")]]
+    """The lesson's short name, such as one_neuron."""
+    file: tyro.conf.Positional[Annotated[Path | None, shown_as("[FILE]")]] = None
     """Your file; without it, SLUG.py in this folder."""
 
 
@@ -172,9 +182,9 @@ class Check:
 class Reproduce:
     """Run again what one claim needs, and say whether this machine agrees with the record."""
 
-    claim: tyro.conf.Positional[str]
-    """SLUG/name, as `minitrain ledger` lists them."""
-    workers: int | None = None
+    claim: tyro.conf.Positional[Annotated[str, shown_as("SLUG/CLAIM")]]
+    """As `minitrain ledger` lists them, such as one_neuron/adamw-rotation."""
+    workers: Workers = None
     """Processes of one thread each; without it, one per core up to 2."""
 
 
@@ -380,7 +390,7 @@ def sentence_in(box: str) -> str:
     if found := re.match(r"Error parsing (--[\w-]+):.*?(?:from \[(.*)\]|: ('.*'))$", paragraph):
         option, given = found[1], found[2] or found[3]
         takes = re.search(rf"^{option}(?:, \S+)* (?:\{{None\}}\|)?(.*)$", "\n".join(lines), re.MULTILINE)
-        words = {"INT": "a whole number", "FLOAT": "a number", "{FLOAT FLOAT}": "two numbers"}
+        words = {"INT": "a whole number", "N": "a whole number", "FLOAT": "a number", "{FLOAT FLOAT}": "two numbers"}
         return f"{option} takes {words.get(takes[1], takes[1]) if takes else 'another value'}, not {given}"
     return paragraph
 
