@@ -294,8 +294,8 @@ CLAIMS = [
         arms=("train", "no network: pairs"),
     ),
     Claim(
-        "nothing-by-heart",
-        "Validation and training loss end within 0.1 bits of each other: nothing was learned by heart",
+        "alike-on-both",
+        "Validation and training loss end within 0.1 bits of each other",
         lambda runs: runs.values("train", lambda metrics: final_bits(metrics) - late_training_bits(metrics)),
         within=(-0.1, 0.1),
         unit="bits per byte",
@@ -353,10 +353,9 @@ def draw(figure: Any, runs: Runs, theme: Theme, prediction: float | None) -> Non
         below.axhline(bits, color=theme.green, linewidth=1, linestyle="--")
         label(below, max(texts) * 0.22, bits, words, theme.green, xytext=(0, 7))
     for step, panel, color in zip(sorted(texts), panels, (theme.red, theme.orange, theme.blue), strict=True):
-        bits, found = validation[step] * BITS, texts[step]
-        title = f"Step {step}: {bits:.2f} bits per byte, {found['accepted']} of {found['lines']} lines valid"
-        panel.set_title(title, color=color, fontsize=11, pad=4)
-        draw_text(panel, found["text"], theme, color)
+        bits = validation[step] * BITS
+        panel.set_title(f"Step {step}: {bits:.2f} bits per byte", color=color, fontsize=11, pad=4)
+        draw_text(panel, texts[step]["text"], theme, color)
         below.plot(step, bits, marker="o", color=color, markersize=7, clip_on=False, zorder=4)
     if prediction is not None:
         hollow(below, max(texts), prediction, theme, "Your prediction", xytext=(-8, 9), ha="right")

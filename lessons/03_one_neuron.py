@@ -299,9 +299,10 @@ def exponent(runs: Runs, arm: str) -> list[float]:
 
 def settles(optimizer: str, key: str, words: str, within: tuple[float, float]) -> Claim:
     """That what is logged as `key` settles where predicted, within a margin."""
+    margin = f"{100 * (within[1] - 1):.0f} %"
     return Claim(
         name=f"{optimizer.lower().replace(' ', '-')}-{key}",
-        sentence=f"{optimizer}: the {words} is the predicted one (measured / predicted)",
+        sentence=f"{optimizer}: the {words} is within {margin} of the predicted one (measured / predicted)",
         statistic=lambda runs: runs.values(optimizer, over_predicted(key)),
         within=within,
         kind="simulation",
@@ -323,7 +324,7 @@ CLAIMS = [
     ),
     Claim(
         name="time-from-below",
-        sentence="AdamW: |w|^2 grows to its end in the predicted time (measured / predicted)",
+        sentence="AdamW: |w|^2 grows to its end within 10 % of the predicted time (measured / predicted)",
         statistic=lambda runs: runs.values("AdamW", relaxation),
         within=(0.9, 1.1),
         kind="simulation",
@@ -331,7 +332,7 @@ CLAIMS = [
     ),
     Claim(
         name="time-from-above",
-        sentence="AdamW: |w|^2 shrinks to its end in the predicted time (measured / predicted)",
+        sentence="AdamW: |w|^2 shrinks to its end within 10 % of the predicted time (measured / predicted)",
         statistic=lambda runs: runs.values("AdamW, long at first", relaxation),
         within=(0.9, 1.1),
         kind="simulation",
@@ -381,7 +382,7 @@ CLAIMS = [
     ),
     Claim(
         name="memory-spares-rotation",
-        sentence="Gradients that remember: the rotation is the predicted one nevertheless (measured / predicted)",
+        sentence="Gradients that remember: the rotation is within 3 % of the predicted one (measured / predicted)",
         statistic=lambda runs: runs.values("broken: gradients that remember", over_predicted("rotation")),
         within=(0.97, 1.03),
         kind="simulation",

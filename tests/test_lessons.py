@@ -108,6 +108,12 @@ def test_the_gpu_preset_takes_a_step_on_a_fake_device(lesson: ModuleType):
         assert sum(p.numel() for p in run.model.parameters()) > 10_000_000
 
 
+def test_a_real_size_is_refused_where_there_is_only_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(ValueError, match="needs an accelerator"):
+        run_lesson("train_a_gpt", "gpu", tmp_path)
+
+
 # --- committed records -----------------------------------------------------------------------------------------------
 
 

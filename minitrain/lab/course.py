@@ -3,7 +3,7 @@
 import ast
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from minitrain.lab.lessons import lesson_files, load_lesson
 from minitrain.lab.places import results_folder
 from minitrain.lab.plots import LIGHT, save_figure, save_pair
 from minitrain.lab.records import make_record, read_record, rounded, runs_of, table, write_record
+from minitrain.recipe import Recipe
 from minitrain.runtime.device import choose_device
 from minitrain.runtime.files import check_writable
 
@@ -78,7 +79,8 @@ def run_lesson(
     wanted = wanted_by(lesson, preset)
     folder = out or Path("runs") / "lessons" / slug
     check_writable(folder)
-    how: dict[str, Any] = {"workers": workers, "cache": cache, "progress": True, **device_of(preset)}
+    device = device_of(preset, wanted["arms"].values())
+    how: dict[str, Any] = {"workers": workers, "cache": cache, "progress": True, "device": device}
     print((lesson.__doc__ or slug).partition("\n")[0])
     prediction = introduce(lesson, wanted, how)
     print("\n--- runs")
@@ -132,9 +134,17 @@ def wanted_by(lesson: ModuleType, preset: str) -> dict[str, Any]:
     return lesson.experiment(**lesson.PRESETS[preset])
 
 
-def device_of(preset: str) -> dict[str, str]:
-    """Preset `gpu` runs on the fastest device there is, all others on the CPU, so that results can be compared."""
-    return {"device": choose_device().value} if preset == "gpu" else {}
+def device_of(preset: str, arms: Iterable[Any]) -> str:
+    """The preset `gpu` trains on the fastest device there is, all others on the CPU, so that results can be compared.
+
+    Raises `ValueError` where there is none but the CPU, on which a real size takes days.
+    """
+    if preset != "gpu" or not any(isinstance(arm, Recipe) for arm in arms):
+        return "cpu"
+    device = choose_device()
+    if device.value == "cpu":
+        raise ValueError("the preset gpu needs an accelerator, and torch finds none here; choose record, cpu or quick")
+    return device.value
 
 
 def announce(slug: str, preset: str, wanted: dict[str, Any]) -> None:

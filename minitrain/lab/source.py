@@ -16,6 +16,7 @@ from pathlib import Path
 from minitrain.lab.places import PACKAGE
 
 Import = ast.Import | ast.ImportFrom
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def digest(names: Iterable[str]) -> str:
@@ -103,7 +104,10 @@ def statements_in(path: Path, modified: int) -> dict[str, list[ast.stmt]]:
         elif is_text(node):
             names = []
         else:  # assignments of all kinds, and calls like `TABLE.update(...)`
-            names = [x.id for x in ast.walk(node) if isinstance(x, ast.Name) and may_change(x, node)]
+            loops = [x for x in ast.walk(node) if isinstance(x, COMPREHENSIONS)]  # their variables are their own
+            inside = {name for loop in loops for name in ast.walk(loop)}
+            found_names = [x for x in ast.walk(node) if isinstance(x, ast.Name) and x not in inside]
+            names = [x.id for x in found_names if may_change(x, node)]
         for name in dict.fromkeys(names):
             found.setdefault(name, []).append(node)
     return found

@@ -166,6 +166,12 @@ def test_what_else_python_allows_is_seen(
     assert found[0] != found[1]
 
 
+def test_variables_of_comprehensions_are_no_definitions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loops.py").write_text("ALL = [x * y for x in (1, 2) for y in (3,)]\ndef f(x, y):\n    return x + y\n")
+    assert set(source.reached(["loops.f"])) == {"loops.f"}
+
+
 def test_every_way_to_import_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
     package = tmp_path / "ways"

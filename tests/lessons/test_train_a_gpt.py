@@ -81,4 +81,4 @@ def test_the_first_abnormal_numbers_are_far_from_doubt():
     reference = check["healthy"](*arguments)
     for name in check["NAMES"]:
         broken = getattr(stub, name)(*arguments)
-        assert check["first_beyond"](broken, reference, 0.03) == check["first_beyond"](broken, reference, 0.06)
+        assert check["first_beyond"](broken, reference, 0.001) == check["first_beyond"](broken, reference, 0.01)

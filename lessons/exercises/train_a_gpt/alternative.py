@@ -9,8 +9,8 @@ from torch import Tensor
 FIRST_ABNORMAL = {
     "loop_1": ["grad_norm", 1],
     "loop_2": ["val_loss", 0],
-    "loop_3": ["grad_norm", 0],
-    "loop_4": ["val_loss", 2],
+    "loop_3": ["loss", 0],
+    "loop_4": ["val_loss", 0],
     "loop_5": ["lr", 1],
 }
 

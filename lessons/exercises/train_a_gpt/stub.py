@@ -4,8 +4,8 @@ Each of the five loops below trains the same small model on the same text with t
 kind that raises no error. Run this file: it prints what each loop measured beside what a healthy loop measures.
 
 1. Read the tables as you read a page: row by row, and each row from left to right. The first abnormal number of a loop is
-   the first one that departs by more than 5 % from the healthy number in its place. Write its column and step into
-   `FIRST_ABNORMAL`.
+   the first one that departs by more than half a per cent (rounding differs a little between machines) from the healthy
+   number in its place. Write its column and step into `FIRST_ABNORMAL`.
 2. Ask what could make this number wrong and none before it. Then mend the loop; one or two lines are enough for each.
 
 `minitrain check train_a_gpt` looks at your answers, then runs your loops on other texts with other seeds and compares all
@@ -33,7 +33,9 @@ TEXT = (
 
 
 class Guesser(nn.Module):
-    """Guesses the next letter from the last three. In training, dropout sets half of the hidden numbers to zero."""
+    """Guesses the next letter from the last three. In training, dropout sets each hidden number to zero with
+    probability one half.
+    """
 
     def __init__(self) -> None:
         super().__init__()
