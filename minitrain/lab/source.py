@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from minitrain.lab.lessons import make_lessons_importable
 from minitrain.lab.places import PACKAGE
 
 Import = ast.Import | ast.ImportFrom
@@ -31,6 +32,7 @@ def shortened(found: dict[str, str]) -> str:
 
 def reached(names: Iterable[str]) -> dict[str, str]:
     """Every definition reached from `names`: its full name, and its syntax tree as text."""
+    make_lessons_importable()
     found: dict[str, str] = {}
     todo = [pair for name in names if (pair := split(name))]
     seen: set[tuple[str, str]] = set()
