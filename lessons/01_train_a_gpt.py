@@ -15,11 +15,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from minitrain.cli import lesson_main
 from minitrain.data.text import standard_library
 from minitrain.gpt import GPT
 from minitrain.lab.claims import Claim
 from minitrain.lab.compare import Metrics, Runs, at, difference, final, mean_late, ratio, series
-from minitrain.lab.course import Predict, main
+from minitrain.lab.course import Predict
 from minitrain.lab.plots import Theme, hollow, label
 from minitrain.lab.samples import printable, python_accepts, sample_text
 from minitrain.optim import AdamW
@@ -400,4 +401,4 @@ def after(runs: Runs) -> None:
 
 
 if __name__ == "__main__":
-    main(__file__)
+    lesson_main(__file__)

@@ -13,11 +13,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from minitrain.cli import lesson_main
 from minitrain.data.text import standard_library
 from minitrain.gpt import GPT
 from minitrain.lab.claims import Claim
 from minitrain.lab.compare import Metrics, Runs, final, ratio, series
-from minitrain.lab.course import Predict, main
+from minitrain.lab.course import Predict
 from minitrain.lab.intervals import mean_interval, student_t
 from minitrain.lab.noise import NoiseScale
 from minitrain.lab.plots import Theme, hollow, label, u_curve
@@ -371,4 +372,4 @@ def draw_gaps(axes: Any, runs: Runs, theme: Theme, prediction: float | None) -> 
 
 
 if __name__ == "__main__":
-    main(__file__)
+    lesson_main(__file__)

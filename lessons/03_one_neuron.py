@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minitrain.cli import lesson_main
 from minitrain.equilibrium import (
     Equilibrium,
     equilibrium,
@@ -24,7 +25,7 @@ from minitrain.equilibrium import (
 )
 from minitrain.lab.claims import Claim
 from minitrain.lab.compare import Measure, Metrics, Runs, at, final, mean_late, ratio, series
-from minitrain.lab.course import Predict, main
+from minitrain.lab.course import Predict
 from minitrain.lab.plots import Theme, band, hollow, label
 
 # --8<-- [start:setup]
@@ -483,4 +484,4 @@ def draw_lengths(axes: Any, runs: Runs, theme: Theme, prediction: float | None) 
 
 
 if __name__ == "__main__":
-    main(__file__)
+    lesson_main(__file__)

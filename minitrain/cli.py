@@ -370,6 +370,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(complaint("there is not enough memory for this; lower micro_batch_size, batch_size, depth or context"))
 
 
+def lesson_main(file: str) -> None:
+    """What a lesson's script does when it is started: the same as `minitrain lesson SLUG`."""
+    main(["lesson", Path(file).stem.partition("_")[2], *sys.argv[1:]])
+
+
 def parse(options: Any, argv: list[str], **how: Any) -> Any:
     """`tyro.cli`, with its boxed complaint said in one sentence."""
     box = io.StringIO()

@@ -242,10 +242,3 @@ def environment_of(record: dict[str, Any]) -> str:
     """What a record was measured on, in words."""
     e = record["environment"]
     return f"Python {e['python']}, torch {e['torch']}, {e['device']} ({e['cpu']})"
-
-
-def main(file: str) -> None:
-    """What a lesson's script does when it is started: the same as `minitrain lesson SLUG`."""
-    from minitrain.cli import main as command
-
-    command(["lesson", Path(file).stem.partition("_")[2], *sys.argv[1:]])
