@@ -6,6 +6,7 @@ Takes the normal distribution, as if the spread were known.
 from statistics import NormalDist
 
 import numpy as np
+from solution import CANNOT_SUPPORT, WHY, verdict  # noqa: F401
 
 
 def paired_interval(a, b, level=0.95):
@@ -15,14 +16,3 @@ def paired_interval(a, b, level=0.95):
     d = np.subtract(b, a)
     reach = NormalDist().inv_cdf((1 + level) / 2) * d.std(ddof=1) / np.sqrt(len(d))
     return d.mean() - reach, d.mean() + reach
-
-
-def verdict(low, high, threshold):
-    """What an interval says of the claim "the mean lies above `threshold`"."""
-    if low > threshold:
-        return "holds"
-    return "does not hold" if high < threshold else "not distinguishable"
-
-
-CANNOT_SUPPORT = 3
-WHY = "c"

