@@ -349,6 +349,23 @@ class Lion(Optimizer):
         return sign_of_two_averages(group["betas"])
 
 
+# --- wrappers -----------------------------------------------------------------------------------------------------------
+
+
+def wrapped(
+    params: Iterable, *, make: Callable[..., Any], by: Iterable[Callable[..., Any]], **hyper: Any
+) -> torch.optim.Optimizer:
+    """The optimizer `make(params, **hyper)`, handed through each of `by` in turn.
+
+    For recipes: `partial(wrapped, make=AdamW, by=(SplitWeights, StepInBackward), lr=1e-3)`. The keywords are passed on, so
+    that a recipe names each as if it were the optimizer's own, and a sweep finds its `lr`.
+    """
+    optimizer = make(params, **hyper)
+    for wrap in by:
+        optimizer = wrap(optimizer)
+    return optimizer
+
+
 # --- a hook between gradient and step -----------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from minitrain.data.text import Text
 from minitrain.gpt import GPT, MLP
 from minitrain.optim import AdamW, ClipGradNorm
 from minitrain.recipe import Recipe
+from minitrain.runtime.chunked_loss import chunked_cross_entropy
 from minitrain.schedules import warmup_stable_decay
 from minitrain.train import Run, build, train
 
@@ -173,6 +174,27 @@ def compile_and_compare() -> None:
     """Prints the largest difference between a compiled and an eager run's losses."""
     torch.set_num_threads(1)
     print(float((train_small(BASE, compile=True).losses - train_small(BASE).losses).abs().max()))
+
+
+def compile_and_chunk() -> None:
+    """Prints how far a compiled run with the loss in chunks is from the eager plain one, and its graphs and their calls."""
+    torch.set_num_threads(1)
+    graphs, calls, compiler = 0, 0, torch.compile
+
+    def counting(graph: Any, inputs: Any) -> Callable:
+        nonlocal graphs
+        graphs += 1
+
+        def call(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return graph(*args)
+
+        return call
+
+    torch.compile = partial(compiler, backend=counting)
+    chunked = train_small(replace(BASE, loss=partial(chunked_cross_entropy, chunk=24)), compile=True)
+    print(float((chunked.losses - train_small(BASE).losses).abs().max()), graphs, calls)
 
 
 # --- being killed: forks of that process, which need not import torch again ------------------------------------------

@@ -536,7 +536,9 @@ MAKERS = {
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_with_all_probes_is_bit_for_bit_the_run_without(name: str):
-    makers = [make for probe, make in MAKERS.items() if not (probe == "noise" and name == "batch norm")]  # refused there
+    makers = [
+        make for probe, make in MAKERS.items() if not (probe == "noise" and name == "batch norm")
+    ]  # refused there
     watched = train_small(RECIPES[name], probes=[make() for make in makers])
     random = torch.get_rng_state()
     alone = train_small(RECIPES[name])
