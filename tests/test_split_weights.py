@@ -18,6 +18,7 @@ from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, PlainStorage, wra
 from minitrain.recipe import by_kind, check_ownership, describe
 from minitrain.runtime.checkpoint import load_checkpoint
 from minitrain.techniques.split_weights import SplitStorage, SplitWeights, check, join, join_weights, round_to, split
+from minitrain.techniques.step_in_backward import StepInBackward
 
 FOUR = {
     "sgd": partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
@@ -31,7 +32,7 @@ WAYS = {
     "truncate": {"rounding": "truncate"},
     "eleven bits": {"bits": 11},
     "eight bits": {"bits": 8},
-    "four cut off": {"bits": 4, "rounding": "truncate"},
+    "four bits": {"bits": 4},
     "no bits": {"bits": 0},
     "stochastic": {"bits": 0, "rounding": "stochastic"},
     "stochastic with bits": {"bits": 4, "rounding": "stochastic"},
@@ -48,6 +49,20 @@ def randn(*shape, seed=0):
 
 def bits_of(x):
     return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
+
+
+def as_bits(x):
+    """Every float replaced by its dtype and its pattern, all the way down."""
+    if isinstance(x, dict):
+        return {key: as_bits(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [as_bits(value) for value in x]
+    return [str(x.dtype), bits_of(x)] if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+
+def same_bits(a, b):
+    """Bit for bit the same, which tells -0.0 from 0.0 as well."""
+    return same(as_bits(a), as_bits(b))
 
 
 def as_floats(patterns):
@@ -78,6 +93,7 @@ def round_trips(split, join):
 
 @both_splits
 def test_every_pattern_comes_back(truncate):
+    assert not same_bits({"w": (torch.zeros(1),)}, {"w": (-torch.zeros(1),)})
     assert round_trips(partial(split, truncate=truncate), partial(join, truncate=truncate))
 
 
@@ -121,7 +137,7 @@ def test_how_far_the_upper_half_may_be_off():
 @both_splits
 def test_any_shape_and_layout(truncate):
     for x in (randn(()), randn(0, 3), randn(4, 6).T, randn(4, 6)[:, ::2]):
-        assert torch.equal(join(*split(x, truncate), truncate), x)
+        assert same_bits(join(*split(x, truncate), truncate), x)
 
 
 # Wrong in ways that are easily written.
@@ -168,8 +184,8 @@ def test_a_wrong_split_is_told_apart(split, join):
 def test_a_tie_to_even_cannot_be_undone_by_any_join():
     down, up = as_floats(np.array([0x3F828000])), as_floats(np.array([0x3F818000]))  # halfway below and above 0x3F82
     assert down != up
-    assert same(nearest_even(down), nearest_even(up))
-    assert not same(split(down), split(up))
+    assert same_bits(nearest_even(down), nearest_even(up))
+    assert not same_bits(split(down), split(up))
 
 
 # --- fewer bits --------------------------------------------------------------------------------------------------------
@@ -178,19 +194,18 @@ def test_a_tie_to_even_cannot_be_undone_by_any_join():
 @pytest.mark.parametrize("bits", range(17))
 def test_rounding_to_fewer_bits_is_numpys(bits):
     x, unit = RANDOM[np.isfinite(RANDOM.view(np.float32))], 1 << (16 - bits)
-    for rounding, add in (("nearest", unit // 2), ("truncate", 0)):
-        expected = (x.astype(np.uint64) + add) // unit * unit
-        rounded = round_to(as_floats(x), bits, rounding)
-        assert np.array_equal(bits_of(rounded).numpy().view(np.uint32), expected.astype(np.uint32))
-        low = split(rounded, rounding == "truncate")[1]
-        assert not (low.int() % unit).any()
-        if bits <= 8:  # then a byte is enough
-            assert torch.equal((low >> 8).to(torch.int8).short() << 8, low)
+    expected = (x.astype(np.uint64) + unit // 2) // unit * unit
+    rounded = round_to(as_floats(x), bits)
+    assert np.array_equal(bits_of(rounded).numpy().view(np.uint32), expected.astype(np.uint32))
+    low = split(rounded)[1]
+    assert not (low.int() % unit).any()
+    if bits <= 8:  # then a byte is enough
+        assert torch.equal((low >> 8).to(torch.int8).short() << 8, low)
 
 
 def test_sixteen_extra_bits_round_nothing():
-    for rounding in ("nearest", "truncate", "stochastic"):
-        assert torch.equal(bits_of(round_to(as_floats(RANDOM), 16, rounding)), bits_of(as_floats(RANDOM)))
+    for seed in (None, 1):
+        assert same_bits(round_to(as_floats(RANDOM), 16, seed), as_floats(RANDOM))
 
 
 @pytest.mark.parametrize("bits", [0, 4, 13])
@@ -198,13 +213,13 @@ def test_sixteen_extra_bits_round_nothing():
 def test_stochastic_rounding_has_no_bias(bits, sign):
     unit = 2.0 ** (-7 - bits)
     x = sign * (1 + 0.375 * unit) * torch.ones(100_000)  # exact in float32
-    rounded = round_to(x, bits, "stochastic", seed=1)
+    rounded = round_to(x, bits, seed=1)
     up = (rounded * sign - 1) / unit
     assert set(up.tolist()) == {0.0, 1.0}
     assert abs(up.mean().item() - 0.375) < 5 * (0.375 * 0.625 / len(x)) ** 0.5
-    assert (round_to(x, bits, "nearest") == sign).all()
-    assert torch.equal(round_to(x, bits, "stochastic", seed=1), rounded)
-    assert not torch.equal(round_to(x, bits, "stochastic", seed=2), rounded)
+    assert (round_to(x, bits) == sign).all()
+    assert same_bits(round_to(x, bits, seed=1), rounded)
+    assert not same_bits(round_to(x, bits, seed=2), rounded)
 
 
 # --- an optimizer with split weights is one with a float32 master -------------------------------------------------------
@@ -235,14 +250,14 @@ def split_path(make, steps=10, before_step=lambda w, optimizer, step: optimizer,
 def master_path(make, bits=16, rounding="nearest", moments=torch.float32):
     """The same with a float32 master, which is rounded to the bits that are kept, and a bf16 copy for the model."""
     truncate, path = rounding == "truncate", []
-    master = nn.Parameter(round_to(W0, bits, rounding))
+    master = nn.Parameter(round_to(W0, bits))
     optimizer = readable(make([master]))
     for _ in range(10):
         w = split(master.detach(), truncate)[0].requires_grad_()
         loss_of(w).backward()
         master.grad = w.grad.float()
         optimizer.step()
-        master.data = round_to(master.data, bits, rounding)
+        master.data = round_to(master.data, bits)
         for name in ("m", "v", "b"):
             if name in optimizer.state[master]:
                 optimizer.state[master][name] = optimizer.state[master][name].to(moments).float()
@@ -256,23 +271,23 @@ def master_path(make, bits=16, rounding="nearest", moments=torch.float32):
 @pytest.mark.parametrize("way", [{}, WAYS["truncate"]], ids=["nearest", "truncate"])
 def test_sixteen_extra_bits_are_a_float32_master(make, lr, weight_decay, way):
     make = partial(make, lr=lr, weight_decay=weight_decay)
-    assert same(split_path(make, **way), master_path(make, **way))
+    assert same_bits(split_path(make, **way), master_path(make, **way))
 
 
 @four
 @pytest.mark.parametrize("way", [WAYS[name] for name in WAYS if "stoch" not in name and name != "kahan"], ids=str)
 def test_fewer_bits_are_a_rounded_master(make, way):
-    assert same(split_path(make, **way), master_path(make, **way))
+    assert same_bits(split_path(make, **way), master_path(make, **way))
     for other in ({}, WAYS["truncate"], WAYS["no bits"]):
         if other != way and "moments" not in way:  # whose rounding Lion's sign may hide
-            assert not same(split_path(make, **way), master_path(make, **other))
+            assert not same_bits(split_path(make, **way), master_path(make, **other))
 
 
 @pytest.mark.parametrize("rule", [optim.constant_decay, optim.decay_by_schedule, optim.decay_by_squared_lr])
 def test_parts_of_ones_own_are_joined_and_split_as_well(rule):
     hyper = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.99)}
     make = partial(Optimizer, hyper=hyper, direction=optim.lion, step_rule=rule)
-    assert same(split_path(make), master_path(make))
+    assert same_bits(split_path(make), master_path(make))
 
 
 class LowForgotten(SplitStorage):
@@ -298,7 +313,7 @@ def test_a_wrong_storage_is_told_apart(make, storage):
         optimizer.storage = storage()
         return optimizer
 
-    assert not same(split_path(make, before_step=put_in), master_path(make))
+    assert not same_bits(split_path(make, before_step=put_in), master_path(make))
 
 
 def test_kahan_summation_is_its_three_lines():
@@ -313,30 +328,42 @@ def test_kahan_summation_is_its_three_lines():
         k = k + (-(2**-12) * g)  # all in bf16
         w, old = w + k, w
         k = k + (old - w)
-        assert same((p.detach(), optimizer.state[p]["low"]), (w, k))
+        assert same_bits((p.detach(), optimizer.state[p]["low"]), (w, k))
     assert k.any()
 
 
-def many_small_steps(**way):
-    """From 1, a thousand steps of 1e-4: the mean of the weights that the model has then. Exactly 1.1."""
+def many_small_steps(step, start=1.0, **way):
+    """The mean weight after a thousand equal steps, with all the bits there are, and as the model sees it."""
     torch.manual_seed(0)
-    p = nn.Parameter(torch.ones(1000))
-    optimizer = SplitWeights(SGD([p], lr=1e-4), **way)
+    p = nn.Parameter(torch.full((1000,), start))
+    optimizer = SplitWeights(SGD([p], lr=abs(step)), **way)
     for _ in range(1000):
-        p.grad = -torch.ones_like(p)
+        p.grad = torch.full_like(p, -1.0 if step > 0 else 1.0)
         optimizer.step()
-    return optimizer.storage.whole(p.detach(), optimizer.state[p]).mean().item()
+    return optimizer.storage.whole(p.detach(), optimizer.state[p]).mean().item(), p.float().mean().item()
 
 
-def test_small_steps_are_lost_without_extra_bits_and_kept_by_each_remedy():
-    assert many_small_steps(bits=0) == 1.0
-    assert many_small_steps(bits=0, rounding="truncate") == 1.0
-    assert many_small_steps(bits=4, rounding="truncate") == 1.0
-    assert many_small_steps(bits=0, rounding="stochastic") == pytest.approx(1.1, abs=2e-3)
-    assert many_small_steps(rounding="kahan") == pytest.approx(1.1, abs=5e-3)
-    assert many_small_steps(bits=8) == pytest.approx(1.1, abs=3e-2)
-    assert many_small_steps(bits=8, rounding="stochastic") == pytest.approx(1.1, abs=2e-4)
-    assert many_small_steps() == pytest.approx(1.1, abs=1e-4)
+LOST = {"no bits", "four bits"}
+HOW_FAR_OFF = {"eleven bits": 4e-3, "eight bits": 3e-2, "stochastic": 2e-3, "stochastic with bits": 1e-3, "kahan": 5e-3}
+
+
+@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("step", [1e-4, -1e-4], ids=["up", "down"])
+def test_small_steps_are_lost_with_few_bits_and_kept_by_each_remedy(name, step):
+    whole, seen = many_small_steps(step, **WAYS[name])
+    if name in LOST:
+        assert whole == seen == 1.0
+    else:
+        assert whole == pytest.approx(1 + 1000 * step, abs=HOW_FAR_OFF.get(name, 1e-4))
+        assert seen == pytest.approx(whole, abs=2**-7)
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["up", "down"])
+def test_kahan_summation_stalls_on_a_tie_where_sixteen_bits_go_on(sign):
+    step, start = sign * 1e-5, 1 + 2**-6  # between 2^-17 and 2^-16
+    assert many_small_steps(step, start, rounding="kahan") == (start + sign * 2**-8, start)
+    assert many_small_steps(step, start)[0] == pytest.approx(start + 1000 * step, abs=1e-4)
+    assert many_small_steps(2 * step, start, rounding="kahan")[0] == pytest.approx(start + 2000 * step, abs=5e-3)
 
 
 def test_a_second_moment_in_bf16_cannot_fall():
@@ -348,7 +375,7 @@ def test_a_second_moment_in_bf16_cannot_fall():
             optimizer.step()
         return optimizer.state[p]["v"].float()
 
-    assert torch.equal(second_moment(torch.bfloat16), torch.full((5,), 1e-3).bfloat16().float())
+    assert same_bits(second_moment(torch.bfloat16), torch.full((5,), 1e-3).bfloat16().float())
     assert (second_moment(torch.float32) < 0.9985e-3).all()
 
 
@@ -378,9 +405,9 @@ def test_there_and_back_loses_nothing(make, way):
             SplitWeights(optimizer, **way)
             assert w.dtype == torch.bfloat16
             join_weights(optimizer)
-            assert same((w.detach(), dict(optimizer.state[w])), before)
+            assert same_bits((w.detach(), dict(optimizer.state[w])), before)
 
-    assert same(float32_path(make, there_and_back), float32_path(make))
+    assert same_bits(float32_path(make, there_and_back), float32_path(make))
 
 
 @each_way
@@ -390,7 +417,7 @@ def test_there_and_back_keeps_the_bits_that_it_says(way):
     bits = way.get("bits", 16) if way.get("rounding") != "kahan" else 8  # and a sign, of a bf16 compensation
     assert w.dtype == torch.float32
     assert ((w.detach() - W0).abs() <= 2.0 ** (-7 - bits) * W0.abs()).all()
-    assert torch.equal(w.detach(), W0) == (bits == 16)
+    assert same_bits(w.detach(), W0) == (bits == 16)
 
 
 @each_way
@@ -429,7 +456,7 @@ def test_adamw_goes_on_after_its_fused_kernel_and_back():
 def test_a_bf16_model_is_taken_as_it_is(way):
     w = nn.Parameter(W0.bfloat16())
     SplitWeights(SGD([w]), **way)
-    assert torch.equal(w.detach(), W0.bfloat16())
+    assert same_bits(w.detach(), W0.bfloat16())
 
 
 # --- saved and loaded --------------------------------------------------------------------------------------------------
@@ -457,7 +484,7 @@ def start_anew(make, way):
 @four
 @each_way
 def test_state_goes_through_a_file_and_the_run_goes_on_bitwise(make, way):
-    assert same(split_path(make, before_step=start_anew(make, way), **way), split_path(make, **way))
+    assert same_bits(split_path(make, before_step=start_anew(make, way), **way), split_path(make, **way))
 
 
 @each_way
@@ -470,8 +497,8 @@ def test_a_deep_copy_steps_on_by_itself(way):
     for x, owner in ((p, copied), (w, optimizer)):
         x.grad = torch.ones_like(x)
         owner.step()
-        assert torch.equal(w.detach(), before) == (owner is copied)
-    assert same((w.detach(), dict(optimizer.state[w])), (p.detach(), dict(copied.state[p])))
+        assert same_bits(w.detach(), before) == (owner is copied)
+    assert same_bits((w.detach(), dict(optimizer.state[w])), (p.detach(), dict(copied.state[p])))
 
 
 def recipe(name):
@@ -485,7 +512,7 @@ def test_a_stopped_run_goes_on_bitwise(tmp_path, name):
     run = train_in(whole, recipe(name))
     assert not train_in(stopped, recipe(name), probes=[stop_at(7)]).finished
     train_in(stopped, recipe(name), resume=True)
-    assert same(load_checkpoint(stopped), load_checkpoint(whole))
+    assert same_bits(load_checkpoint(stopped), load_checkpoint(whole))
     assert all(p.dtype == torch.bfloat16 for p in run.model.parameters())
     assert run.losses[-1] < run.losses[0]
 
@@ -500,7 +527,7 @@ def test_a_stopped_run_goes_on_bitwise_in_a_fresh_process(tmp_path):
     train_in(whole, recipe("stochastic with bits"))
     train_in(stopped, recipe("stochastic with bits"), probes=[stop_at(7)])
     in_own_process(f"sys; import test_split_weights as here; here.finish({str(stopped)!r})")
-    assert same(load_checkpoint(stopped), load_checkpoint(whole))
+    assert same_bits(load_checkpoint(stopped), load_checkpoint(whole))
 
 
 def test_a_recipe_names_what_wraps_its_optimizer():
@@ -508,6 +535,37 @@ def test_a_recipe_names_what_wraps_its_optimizer():
     assert lines["make_optimizer.make"] == "minitrain.optim.AdamW"
     assert lines["make_optimizer.by.0"] == "minitrain.techniques.split_weights.SplitWeights"
     assert lines["make_optimizer.by.0.bits"] == "8"
+
+
+@pytest.mark.parametrize("saved", WAYS)
+@pytest.mark.parametrize("into", WAYS)
+def test_a_state_loads_only_where_bits_and_rounding_are_those_it_was_saved_with(saved, into):
+    """The moments' dtype may change: nothing of the weights depends on it."""
+
+    def bits_and_rounding(way):
+        return way.get("bits", 16), way.get("rounding", "nearest")
+
+    def made(way):
+        w = nn.Parameter(W0.clone())
+        return w, SplitWeights(SGD([w], momentum=0.9), **way)
+
+    old, optimizer = made(WAYS[saved])
+    old.grad = torch.ones_like(old)
+    optimizer.step()
+    whole = optimizer.storage.whole(old.detach(), optimizer.state[old])
+    w, new = made(WAYS[into])
+    w.data.copy_(old.data)
+    new.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    w.grad = torch.ones_like(w)
+    if bits_and_rounding(WAYS[saved]) == bits_and_rounding(WAYS[into]):
+        new.step()
+        assert same_bits(join_weights(optimizer).param_groups[0]["params"][0].detach(), whole)
+        return
+    for use in (new.step, partial(join_weights, new)):
+        with pytest.raises(ValueError, match="load a state that was saved with these bits and rounding") as error:
+            use()
+        assert_one_sentence(error.value, (5, 3), new.storage.way, optimizer.storage.way)
+    assert same_bits(w.detach(), old.detach())
 
 
 # --- who owns what -----------------------------------------------------------------------------------------------------
@@ -550,7 +608,7 @@ def test_every_weight_and_step_draws_its_own_noise():
     a, b = nn.Parameter(torch.full((2000,), 1 + 2**-9)), nn.Parameter(torch.full((2000,), 1 + 2**-9))
     generator = torch.Generator().manual_seed(3)
     SplitWeights(SGD([a, b]), bits=0, rounding="stochastic", generator=generator)
-    assert not torch.equal(a.detach(), b.detach())
+    assert not same_bits(a.detach(), b.detach())
     optimizer = SplitWeights(
         SGD([nn.Parameter(W0.clone())], lr=1.0), bits=0, rounding="stochastic", generator=generator
     )
@@ -570,8 +628,8 @@ def test_the_noise_follows_from_the_generator_alone():
         return p.detach()
 
     before = torch.get_rng_state()
-    assert torch.equal(weights(1), weights(1))
-    assert not torch.equal(weights(1), weights(2))
+    assert same_bits(weights(1), weights(1))
+    assert not same_bits(weights(1), weights(2))
     SplitWeights(SGD([nn.Parameter(W0.clone())]))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -599,38 +657,56 @@ def test_a_gradient_that_is_no_number_stops_before_the_weight_is_touched(make, w
     before = w.detach().clone()
     with pytest.raises(FloatingPointError) as error:
         optimizer.step()
-    assert_one_sentence(error.value, "(5, 3)", "no longer a finite bf16 number", "lower lr")
-    assert torch.equal(w.detach(), before)
+    assert_one_sentence(error.value, "(5, 3)", "no longer a finite bf16 number", "go back to a checkpoint", "lower lr")
+    assert same_bits(w.detach(), before)
 
 
-def test_a_float32_beyond_the_largest_bf16_is_refused_where_it_would_round_to_infinity():
-    large = torch.full((2,), 3.4e38)
-    with pytest.raises(FloatingPointError, match="no longer a finite bf16"):
-        SplitWeights(SGD([nn.Parameter(large)]))
-    SplitWeights(SGD([nn.Parameter(large)]), rounding="truncate")
+@each_way
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38, torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_that_does_not_fit_is_refused_before_any_is_converted(way, value, dtype):
+    fine, other = nn.Parameter(W0.clone()), nn.Parameter(torch.full((2,), value).to(dtype))
+    optimizer = SGD([fine, other])
+    with pytest.raises(ValueError, match="does not fit into bf16") as error:
+        SplitWeights(optimizer, **way)
+    assert_one_sentence(error.value, "(2,)", "nothing was converted")
+    assert same_bits(fine.detach(), W0)
+    assert not optimizer.state
+    assert type(optimizer.storage) is PlainStorage
 
 
-def test_a_state_without_the_extra_bits_or_with_others_is_refused():
+@each_way
+def test_the_largest_bf16_is_split_and_none_below_it_is_rounded_to_infinity(way):
+    largest = torch.tensor(torch.finfo(torch.bfloat16).max)
+    w = nn.Parameter(torch.stack([largest, largest.nextafter(torch.zeros(()))]).repeat(500))
+    SplitWeights(SGD([w]), **way)
+    assert w.isfinite().all()
+
+
+def test_a_state_without_the_extra_bits_is_refused():
     w = nn.Parameter(W0.clone())
     optimizer = SplitWeights(SGD([w]))
-    narrow = copy.deepcopy(SplitWeights(SGD([nn.Parameter(W0.clone())]), bits=8).state_dict())
-    kahan = copy.deepcopy(SplitWeights(SGD([nn.Parameter(W0.clone())]), rounding="kahan").state_dict())
-    plain = SGD([nn.Parameter(W0.clone())]).state_dict()
+    optimizer.load_state_dict(SGD([nn.Parameter(W0.clone())]).state_dict())
     w.grad = torch.ones_like(w)
-    for saved in (narrow, kahan, plain):
-        optimizer.load_state_dict(saved)
-        with pytest.raises(ValueError, match="without its 16 extra bits") as error:
-            optimizer.step()
-        assert_one_sentence(error.value, (5, 3))
+    with pytest.raises(
+        ValueError, match="split as None, came where a bf16 one, split as 'nearest 16', is needed"
+    ) as error:
+        optimizer.step()
+    assert_one_sentence(error.value, (5, 3))
 
 
-def test_a_group_that_was_added_later_is_refused():
-    optimizer = SplitWeights(SGD([nn.Parameter(W0.clone())]), bits=0)
-    late = nn.Parameter(W0.clone())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@each_way
+def test_a_group_that_was_added_later_is_refused(way, dtype):
+    first = nn.Parameter(W0.clone())
+    optimizer = SplitWeights(SGD([first]), **way)
+    late = nn.Parameter(W0.to(dtype))
     optimizer.add_param_group({"params": [late]})
     late.grad = torch.ones_like(late)
-    with pytest.raises(ValueError, match="split the weights once all groups are there"):
-        optimizer.step()
+    for use in (optimizer.step, partial(join_weights, optimizer)):
+        with pytest.raises(ValueError, match="split the weights once all groups are there"):
+            use()
+    assert first.dtype == torch.bfloat16  # it was not joined before the other was refused
 
 
 @pytest.mark.parametrize(
@@ -640,6 +716,7 @@ def test_a_group_that_was_added_later_is_refused():
         ({"bits": -1}, "bits must be .*, not -1"),
         ({"bits": True}, "bits must be .*, not True"),
         ({"rounding": "stochastic"}, "nothing is left to round"),
+        ({"rounding": "truncate", "bits": 15}, "any step toward zero would cost a whole unit"),
         ({"rounding": "kahan", "bits": 8}, "Kahan summation keeps 16 extra bits, not 8"),
         ({"moments": torch.float16}, "moments must be .*, not torch.float16"),
         ({"generator": torch.Generator()}, "generator is for rounding='stochastic'"),
@@ -650,7 +727,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words) as error:
         SplitWeights(SGD([w]), **arguments)
     assert_one_sentence(error.value)
-    assert torch.equal(w.detach(), W0)
+    assert same_bits(w.detach(), W0)
 
 
 def test_an_unknown_rounding_is_refused():
@@ -658,11 +735,47 @@ def test_an_unknown_rounding_is_refused():
         check(SGD([nn.Parameter(W0.clone())]), 16, "up", torch.float32, None)
 
 
-def test_a_second_splitting_is_refused():
+def test_a_second_splitting_or_joining_is_refused():
     optimizer = SplitWeights(SGD([nn.Parameter(W0.clone())]))
-    with pytest.raises(ValueError, match="call join_weights"):
+    with pytest.raises(ValueError, match="already split; call join_weights"):
         SplitWeights(optimizer)
     assert type(join_weights(optimizer).storage) is PlainStorage
+    with pytest.raises(ValueError, match="not split; call SplitWeights"):
+        join_weights(optimizer)
+
+
+class OtherPlain(PlainStorage):
+    """Keeps weights in the parameter, under another type."""
+
+
+@each_way
+def test_the_storage_from_before_is_put_back(way):
+    w = nn.Parameter(W0.clone())
+    optimizer = AdamW([w])
+    before = optimizer.storage = OtherPlain()
+    assert isinstance(SplitWeights(optimizer, **way).storage, SplitStorage)
+    assert type(copy.deepcopy(optimizer).storage.before) is OtherPlain
+    assert join_weights(optimizer).storage is before
+
+
+def test_a_storage_that_is_not_a_plain_one_is_refused():
+    optimizer = SGD([nn.Parameter(W0.clone())])
+    optimizer.storage = object()
+    with pytest.raises(ValueError, match="not those of object") as error:
+        SplitWeights(optimizer)
+    assert_one_sentence(error.value)
+
+
+@pytest.mark.parametrize("convert", [SplitWeights, join_weights])
+def test_an_optimizer_that_is_not_minitrains_is_refused(convert):
+    w = nn.Parameter(W0.clone())
+    inside = SGD([w])
+    for optimizer in (StepInBackward(inside), torch.optim.AdamW([w])):
+        with pytest.raises(ValueError, match="only minitrain's own optimizers") as error:
+            convert(optimizer)
+        assert_one_sentence(error.value, type(optimizer).__name__, "put StepInBackward around afterwards")
+    assert same_bits(w.detach(), W0)
+    assert type(inside.storage) is PlainStorage
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

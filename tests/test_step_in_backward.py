@@ -35,6 +35,7 @@ from minitrain.runtime.checkpoint import load_checkpoint
 from minitrain.runtime.chunked_loss import chunked_cross_entropy
 from minitrain.runtime.recompute import recompute_blocks
 from minitrain.schedules import set_schedules
+from minitrain.techniques.split_weights import SplitWeights
 from minitrain.techniques.step_in_backward import (
     StepInBackward,
     UsedGradient,
@@ -95,7 +96,7 @@ class BeforeAccumulation(StepInBackward):
 
     def too_early(self, p: Tensor, g: Tensor) -> None:
         if p.grad is not None:
-            self.optimizer.update(p, self.group_of[p])
+            self.optimizer.update(p, self.group_of(p))
             p.grad = None
 
     def step(self, closure: Any = None) -> None:
@@ -110,7 +111,10 @@ class WithGroupsOfItsOwn(StepInBackward):
 
     def share(self) -> None:
         super().share()
-        self.group_of = {p: dict(group) for p, group in self.group_of.items()}
+        self.at_first = [dict(group) for group in self.param_groups]
+
+    def group_of(self, p: Tensor) -> dict[str, Any]:
+        return self.at_first[self.place[p]]
 
 
 # --- equal to the ordinary loop ----------------------------------------------------------------------------------------
@@ -299,10 +303,42 @@ def test_several_ranks_are_refused_and_one_is_not() -> None:
             torch.distributed.destroy_process_group()
 
 
-def test_an_optimizer_that_cannot_step_one_parameter_is_refused() -> None:
+def test_what_cannot_step_inside_backward_is_refused() -> None:
+    p = nn.Parameter(torch.ones(3))
     with pytest.raises(ValueError, match="AdamW") as error:
-        StepInBackward(torch.optim.AdamW([nn.Parameter(torch.ones(3))]))
-    assert_one_sentence(error.value, "update(p, group)", "minitrain's optimizers")
+        StepInBackward(torch.optim.AdamW([p]))
+    assert_one_sentence(error.value, "minitrain's own optimizers")
+    inner = SGD([p])
+    once = StepInBackward(inner)
+    for again, words in ((once, "minitrain's own optimizers"), (inner, "another StepInBackward")):
+        with pytest.raises(ValueError, match=words):
+            StepInBackward(again)
+    once.remove()
+    StepInBackward(inner).remove()
+    inner.register_step_post_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="register its hooks on StepInBackward"):
+        StepInBackward(inner)
+
+
+def test_wrappers_in_another_order_are_refused() -> None:
+    p = nn.Parameter(torch.ones(3))
+    stepping = StepInBackward(SGD([p]))
+    for wrap in (partial(clip_updates, max_rms=1.0), SplitWeights):
+        with pytest.raises(ValueError, match="minitrain's own optimizers"):
+            wrap(stepping)
+    stepping.remove()
+    with pytest.raises(ValueError, match="before its weights are split"):
+        clip_updates(SplitWeights(SGD([p])))
+
+
+def test_a_state_loaded_into_the_inner_optimizer_is_the_one_that_steps() -> None:
+    p = nn.Parameter(torch.ones(3))
+    inner = SGD([p], lr=0.1)
+    stepping = StepInBackward(inner)
+    inner.load_state_dict(SGD([nn.Parameter(torch.ones(3))], lr=0.5).state_dict())
+    p.sum().backward()
+    stepping.step()
+    assert torch.equal(p.detach(), torch.full((3,), 0.5))
 
 
 def test_a_copy_is_refused() -> None:
@@ -321,6 +357,7 @@ def test_removed_hooks_leave_an_ordinary_optimizer() -> None:
     before = model.head.weight.detach().clone()
     stepping.step()
     assert not torch.equal(model.head.weight, before)
+    assert model.head.weight.grad.norm() > 0  # as after any step
 
 
 # --- state -------------------------------------------------------------------------------------------------------------
@@ -380,7 +417,6 @@ def test_a_recipe_names_the_hyper_parameters_as_the_optimizers() -> None:
 def test_it_goes_with_split_weights(tmp_path: Path) -> None:
     """The split weights' run bit for bit, and a sweep finds its learning rate."""
     from minitrain.lab.compare import compare
-    from minitrain.techniques.split_weights import SplitWeights
 
     split = partial(SplitWeights, bits=8)
     inside, ordinary = (

@@ -3,8 +3,8 @@
 Mixed precision keeps a 16-bit weight for the model and a float32 master copy of it for the optimizer. A bfloat16 is the
 upper half of a float32, so the master says the same thing twice: here the parameter is the upper half, `high`, the
 optimizer's state holds the lower one, `low`, and every step joins them, steps in float32, and splits the result. Training
-is bit for bit that with a master whose forward pass uses the master's upper half, at 2 bytes a weight less (with 8 extra
-bits, 3 less).
+is bit for bit that with a master whose forward pass uses the master's upper half, at 2 bytes a weight less. Fewer than 16
+extra bits save more, 8 of them a third byte, and are training with a master that is rounded after every step.
 
     w = 2^16 (high + (low >> 15)) | (low & 0xffff)    on bit patterns; `low >> 15` is -1 where `high` was rounded up, else 0
 
@@ -12,12 +12,15 @@ Rounding `high` to the nearest, ties away from zero, is invertible because the s
 Ties to even, as `.bfloat16()` has them, is not: around a tie two different weights have the same two halves.
 
 Reference: Lewandowski & Kosson, 2023, "Memory Efficient Mixed-Precision Optimizers", arXiv 2309.12381. Stochastic
-rounding and Kahan summation (arXiv 2010.06192) are the peers: no extra bits, or 16 of another kind.
+rounding and Kahan summation (arXiv 2010.06192) are the alternatives: no extra bits, or 16 of another kind.
 
 When it does not help: where weights are not what fills the memory (activations and the loss's logits often are); where the
 model's layers need float32 weights, for this is not float32 training nor autocast, which keep float32 gradients; with few
-bits and small steps, for a step below half of the last bit kept is lost (0 bits stall). Moments in bf16 stall in the
-same way: a second moment with `1 - beta2` below 2^-9 can never fall.
+bits and small steps, for rounding to the nearest loses a step below half of the last bit kept (0 bits stall), where
+stochastic rounding keeps it on average. Cutting off needs all 16 bits: with fewer, any step toward zero, however small,
+would cost a whole unit of the last bit. Kahan summation is not a peer of 16 bits for steps below about 2^-17 to 2^-16 of
+the weight: they can stall, in either direction, where the part kept has grown to a tie. Moments in bf16 stall in the same
+way as few bits: a second moment with `1 - beta2` below 2^-9 can never fall.
 
 Deviations: written after the paper's abstract; how the paper rounds, and how it keeps fewer than 16 bits, was not checked.
 The split into nearest and signed rest is that of NVIDIA's Apex. fp16, whose exponent is another, is not supported.
@@ -51,44 +54,47 @@ def join(high: BFloat16[Tensor, "..."], low: Int16[Tensor, "..."], truncate: boo
     return (upper << 16 | low.int() & 0xFFFF).view(torch.float32)
 
 
-def round_to(x: Float32[Tensor, "..."], bits: int, rounding: Rounding, seed: int = 0) -> Float32[Tensor, "..."]:
-    """`x` with the last `16 - bits` bits zero. Stochastic rounding goes up as often as what it drops says: no bias."""
+def round_to(x: Float32[Tensor, "..."], bits: int, seed: int | None = None) -> Float32[Tensor, "..."]:
+    """`x` with the last `16 - bits` bits zero: to the nearest, ties away from zero, or stochastically where a seed is given.
+
+    Stochastic rounding goes up as often as what it drops says: no bias.
+    """
     unit = 1 << (16 - bits)  # of the last bit kept, on the bit pattern, which counts away from zero
-    if rounding == "stochastic":
+    if seed is None:
+        add = unit // 2
+    else:
         generator = torch.Generator(x.device).manual_seed(seed)
         add = torch.randint(unit, x.shape, generator=generator, dtype=torch.int32, device=x.device)
-    else:
-        add = 0 if rounding == "truncate" else unit // 2
     return ((x.view(torch.int32) + add) & -unit).view(torch.float32)
 
 
 class SplitStorage(PlainStorage):
     """The parameter is bf16, the state's `low` has `bits` more (int8 up to 8, int16 above), and the rule sees their float32.
 
-    `moments` is the dtype that whatever else the state holds is kept in between steps.
+    `moments` is the dtype that whatever else the state holds is kept in between steps. The state's `split` says how the
+    weight was split, so that bits are never read in another way than they were written.
     """
 
     def __init__(self, bits: int = 16, rounding: Rounding = "nearest", moments: torch.dtype = torch.float32):
         self.bits, self.rounding, self.moments = bits, rounding, moments
         self.truncate = rounding == "truncate"
-        self.low_dtype = torch.int16 if bits > 8 else torch.int8 if bits else None
+        self.way = f"{rounding} {bits}"
+        self.before = PlainStorage()  # what `join_weights` puts back
 
     def load(self, p: Tensor, state: dict) -> Tensor:
-        if p.dtype != torch.bfloat16 or self.low_dtype != (state["low"].dtype if "low" in state else None):
-            raise ValueError(
-                f"a {p.dtype} weight of shape {tuple(p.shape)} came without its {self.bits} extra bits; load the state "
-                "saved with it, or split the weights once all groups are there"
-            )
+        self.refuse_other_ways(p, state)
         convert_moments(state, torch.float32)
         return self.whole(p, state)
 
     def store(self, p: Tensor, w: Tensor, state: dict) -> None:
-        high, low = split(round_to(w, self.bits, self.rounding, state.get("seed", 0)), self.truncate)
+        seed = state["seed"] if self.rounding == "stochastic" else None
+        high, low = split(round_to(w, self.bits, seed), self.truncate)
         refuse_nonfinite(w, high)
-        if self.low_dtype:
+        if self.bits:
             state["low"] = low if self.bits > 8 else (low >> 8).to(torch.int8)
-        if "seed" in state:
-            state["seed"] += 1
+        if seed is not None:
+            state["seed"] = seed + 1
+        state["split"] = self.way
         convert_moments(state, self.moments)
         p.copy_(high)
 
@@ -99,13 +105,21 @@ class SplitStorage(PlainStorage):
         low = state["low"]
         return join(p, low if self.bits > 8 else low.short() << 8, self.truncate)
 
+    def refuse_other_ways(self, p: Tensor, state: dict) -> None:
+        """Raises `ValueError` for a weight that is not split, or in another way than this one."""
+        if p.dtype != torch.bfloat16 or state.get("split") != self.way:
+            raise ValueError(
+                f"a {p.dtype} weight of shape {tuple(p.shape)}, split as {state.get('split')!r}, came where a bf16 one, "
+                f"split as {self.way!r}, is needed; load a state that was saved with these bits and rounding, or split "
+                "the weights once all groups are there"
+            )
+
 
 class KahanStorage(SplitStorage):
     """The rule sees the bf16 weight alone; what rounding took from its steps is kept in bf16 and added to the next one."""
 
     def __init__(self, moments: torch.dtype = torch.float32):
         super().__init__(16, "kahan", moments)
-        self.low_dtype = torch.bfloat16
 
     def load(self, p: Tensor, state: dict) -> Tensor:
         super().load(p, state)
@@ -117,7 +131,7 @@ class KahanStorage(SplitStorage):
         k = (state.get("low", 0) + (w - old)).bfloat16()
         high = (old + k).bfloat16()
         refuse_nonfinite(w, high)
-        state["low"] = (k + (old - high)).bfloat16()
+        state["low"], state["split"] = (k + (old - high)).bfloat16(), self.way
         convert_moments(state, self.moments)
         p.copy_(high)
 
@@ -136,13 +150,14 @@ def refuse_nonfinite(w: Tensor, high: Tensor) -> None:
     """Raises `FloatingPointError` for a weight that is no number any more; waits for the device to know."""
     if not is_fake(w) and not (w.isfinite() & high.isfinite()).all():
         raise FloatingPointError(
-            f"a weight of shape {tuple(w.shape)} is no longer a finite bf16 number; lower lr or warm up for longer"
+            f"a weight of shape {tuple(w.shape)} is no longer a finite bf16 number, and the optimizer's moments hold the "
+            "gradient that made it so; go back to a checkpoint, and lower lr or warm up for longer"
         )
 
 
 @torch.no_grad()
 def SplitWeights(  # a function spelled like the optimizers that it stands among
-    optimizer: Optimizer,
+    optimizer: torch.optim.Optimizer,
     bits: int = 16,
     rounding: Rounding = "nearest",
     moments: torch.dtype = torch.float32,
@@ -152,10 +167,12 @@ def SplitWeights(  # a function spelled like the optimizers that it stands among
 
     Load float32 weights before, move a model to its device before, and leave a frozen parameter's dtype to your model. The
     seeds of stochastic rounding are drawn once, from `generator` or torch's default one; then the state holds them, so
-    that checkpoints are exact. Raises `ValueError` for what does not fit together.
+    that checkpoints are exact. Raises `ValueError` for what does not fit together, before anything is converted.
     """
+    optimizer = own(optimizer)
     check(optimizer, bits, rounding, moments, generator)
     storage = KahanStorage(moments) if rounding == "kahan" else SplitStorage(bits, rounding, moments)
+    storage.before = optimizer.storage
     for p, state in parameters(optimizer):
         if rounding == "stochastic":
             state["seed"] = draw_seed(generator)
@@ -167,14 +184,33 @@ def SplitWeights(  # a function spelled like the optimizers that it stands among
 
 
 @torch.no_grad()
-def join_weights(optimizer: Optimizer) -> Optimizer:
-    """The reverse of `SplitWeights`: float32 parameters with all their bits, and nothing of them in the state."""
+def join_weights(optimizer: torch.optim.Optimizer) -> Optimizer:
+    """The reverse of `SplitWeights`: float32 parameters with all their bits, nothing of them in the state, the old storage.
+
+    Raises `ValueError` for weights that are not split, or in another way, before anything is converted.
+    """
+    optimizer = own(optimizer)
+    storage = optimizer.storage
+    if not isinstance(storage, SplitStorage):
+        raise ValueError("this optimizer's weights are not split; call SplitWeights(optimizer) before join_weights")
     for p, state in parameters(optimizer):
-        p.grad, p.data = None, optimizer.storage.whole(p, state)
+        storage.refuse_other_ways(p, state)
+    for p, state in parameters(optimizer):
+        p.grad, p.data = None, storage.whole(p, state)
         convert_moments(state, torch.float32)
-        for name in ("low", "seed"):
+        for name in ("low", "seed", "split"):
             state.pop(name, None)
-    optimizer.storage = PlainStorage()
+    optimizer.storage = storage.before
+    return optimizer
+
+
+def own(optimizer: torch.optim.Optimizer) -> Optimizer:
+    """The same optimizer. Raises `ValueError` where it is not one of minitrain's, whose weights pass through a storage."""
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"only minitrain's own optimizers can be split and joined, not {type(optimizer).__module__}."
+            f"{type(optimizer).__name__}; put StepInBackward around afterwards"
+        )
     return optimizer
 
 
@@ -197,14 +233,24 @@ def draw_seed(generator: torch.Generator | None) -> int:
 
 def check(optimizer: Any, bits: Any, rounding: Any, moments: Any, generator: Any) -> None:
     """Raises `ValueError` with one sentence where the arguments of `SplitWeights` do not fit together."""
-    if type(optimizer.storage) is not PlainStorage:
-        raise ValueError("this optimizer already has a storage of its own; call join_weights(optimizer) first")
+    if isinstance(optimizer.storage, SplitStorage):
+        raise ValueError("this optimizer's weights are already split; call join_weights(optimizer) first")
+    if not isinstance(optimizer.storage, PlainStorage):
+        raise ValueError(
+            f"only weights that parameters themselves hold can be split, not those of {type(optimizer.storage).__name__}; "
+            "split them under a PlainStorage"
+        )
     if type(bits) is not int or not 0 <= bits <= 16:
         raise ValueError(f"bits must be a whole number from 0 to 16, not {bits!r}")
     if rounding not in get_args(Rounding):
         raise ValueError(f"rounding must be one of {', '.join(get_args(Rounding))}, not {rounding!r}")
     if rounding == "stochastic" and bits == 16:
         raise ValueError("with 16 extra bits nothing is left to round stochastically; give fewer, bits=0 for none")
+    if rounding == "truncate" and bits != 16:
+        raise ValueError(
+            f"cut off to {bits} extra bits, any step toward zero would cost a whole unit of the last; give 16, or another "
+            "rounding"
+        )
     if rounding == "kahan" and bits != 16:
         raise ValueError(f"Kahan summation keeps 16 extra bits, not {bits}; leave bits out")
     if moments not in (torch.float32, torch.bfloat16):
@@ -216,4 +262,9 @@ def check(optimizer: Any, bits: Any, rounding: Any, moments: Any, generator: Any
             if p.dtype not in (torch.float32, torch.bfloat16):
                 raise ValueError(
                     f"only float32 and bfloat16 weights can be split, not {p.dtype}; convert the model first"
+                )
+            if not is_fake(p) and not (p.abs() <= torch.finfo(torch.bfloat16).max).all():  # also refuses NaN
+                raise ValueError(
+                    f"a weight of shape {tuple(p.shape)} does not fit into bf16 (largest finite 3.39e38); nothing was "
+                    "converted, so give it finite values first"
                 )

@@ -1,8 +1,8 @@
 """The optimizer's step inside the backward pass: a gradient is used as soon as it is there, and dropped.
 
 An ordinary loop holds the gradients of all parameters until the step. Here a hook steps each parameter the moment its
-gradient is complete and frees it, so that the gradients alive at once fall from all of them to about the largest one. The
-weights are bit for bit those of the ordinary loop, whose lines stay as they are:
+gradient is complete and frees it, so that of all the gradients only those in use are alive at once; that of a tied weight
+waits, half done, for the other use. The weights are bit for bit those of the ordinary loop, whose lines stay as they are:
 
     loss.backward()    for each p, once its gradient is complete:  update(p, group);  p.grad freed
     optimizer.step()   nothing is left to do
@@ -14,6 +14,7 @@ When it does not help: where activations or logits hold the peak, which comes be
 and recompute the blocks first); under `torch.compile`, which hands over all gradients of a compiled graph at once. What
 needs all gradients before the first step cannot be had, and is refused: accumulation over micro batches, clipping by the
 global norm (`ClipGradNorm`), a `GradScaler`, and averaging over ranks as DDP does. `clip_updates` needs one tensor only.
+Blocks that are recomputed must not read a weight that was detached: by then it may have been stepped.
 
 What it changes in a run: schedules act in the same step, for they are set before the backward pass; `before_step` hooks
 come after the update; probes see the weights before and after, but no gradients. Accumulation is refused at its second
@@ -37,20 +38,22 @@ from minitrain.optim import Optimizer, PlainStorage
 
 
 class StepInBackward(torch.optim.Optimizer):
-    """Has `optimizer` step every parameter inside the backward pass; stands in its place in any loop.
+    """Has `optimizer`, one of minitrain's, step every parameter inside the backward pass; stands in its place in any loop.
 
     Groups, state and `state_dict` are those of `optimizer`, and so is every attribute not found here. Until `zero_grad`,
     `.grad` holds a `UsedGradient`. What reached `.grad` by another way than a backward pass is stepped by `step`. Make it
-    once the model is on its device and, where they are split, the weights are. Raises `ValueError` for an optimizer without
-    `update(p, group)`, and where several ranks train together.
+    once the model is on its device and, where they are split, the weights are; what else is put around an optimizer comes
+    before. Raises `ValueError` for other optimizers, for one that has step hooks or is used by another of these, and where
+    several ranks train together.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
-        if not callable(getattr(optimizer, "update", None)):
+        if not isinstance(optimizer, Optimizer):
             raise ValueError(
-                f"{type(optimizer).__module__}.{type(optimizer).__name__} cannot step one parameter by itself, by"
-                " `update(p, group)`; use one of minitrain's optimizers"
+                f"StepInBackward needs one of minitrain's own optimizers, not {type(optimizer).__module__}."
+                f"{type(optimizer).__name__}: it has to step one parameter by itself; put StepInBackward around last"
             )
+        refuse_hooks(optimizer)
         refuse_ranks()
         self.optimizer: Any = optimizer
         self.before: dict[int, Callable] = OrderedDict()
@@ -62,7 +65,7 @@ class StepInBackward(torch.optim.Optimizer):
     def share(self) -> None:
         """Takes on the groups and the state that the optimizer has now."""
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
-        self.group_of = {p: group for group in self.param_groups for p in group["params"]}
+        self.place = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if all(param_group is not group for group in self.optimizer.param_groups):
@@ -71,6 +74,10 @@ class StepInBackward(torch.optim.Optimizer):
         hooks = [p.register_post_accumulate_grad_hook(self.use) for p in param_group["params"] if p.requires_grad]
         self.hooks.extend(hooks)
 
+    def group_of(self, p: Tensor) -> dict[str, Any]:
+        """The group that owns a parameter, as it is now."""
+        return self.optimizer.param_groups[self.place[p]]
+
     def use(self, p: Tensor) -> None:
         """Steps `p` by its gradient and frees the gradient. Autograd calls it once, after the last use of a tied weight."""
         refuse_ranks()
@@ -78,8 +85,8 @@ class StepInBackward(torch.optim.Optimizer):
             self.begun = True
             for hook in tuple(self.before.values()):
                 hook(self, (), {})
-        self.optimizer.update(p, self.group_of[p])
-        p.grad = UsedGradient(p)
+        self.optimizer.update(p, self.group_of(p))
+        p.grad = UsedGradient(p) if self.hooks else p.grad
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -88,7 +95,7 @@ class StepInBackward(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for p in self.group_of:
+        for p in self.place:
             if p.grad is not None and not isinstance(p.grad, UsedGradient):
                 self.use(p)
         self.begun = False
@@ -96,7 +103,7 @@ class StepInBackward(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Sets every gradient to None, whatever `set_to_none` says: a used gradient cannot be zero."""
-        for p in self.group_of:
+        for p in self.place:
             p.grad = None
         self.begun = False
 
@@ -147,6 +154,18 @@ class UsedGradient(Tensor):
         return f"UsedGradient(shape={tuple(self.shape)}, dtype={self.dtype})"
 
 
+def refuse_hooks(optimizer: Optimizer) -> None:
+    """Raises `ValueError` where something else is called around the optimizer's step, or steps in its place already."""
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        raise ValueError(
+            "the optimizer's own step is never called inside backward; register its hooks on StepInBackward"
+        )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    hooks = [hook for p in parameters for hook in (p._post_accumulate_grad_hooks or {}).values()]
+    if any(isinstance(getattr(hook, "__self__", None), StepInBackward) for hook in hooks):
+        raise ValueError("another StepInBackward steps these parameters already; remove() it first")
+
+
 def refuse_ranks() -> None:
     """Raises `ValueError` where several ranks train together: each would step by its own gradient, not by their mean."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -181,13 +200,15 @@ class ReadableStorage(PlainStorage):
     """The plain one under another type, for which no fused kernel replaces the direction."""
 
 
-def clip_updates(optimizer: Optimizer, max_rms: float = 1.0) -> Optimizer:
+def clip_updates(optimizer: torch.optim.Optimizer, max_rms: float = 1.0) -> Optimizer:
     """Has the optimizer clip each tensor's update, before learning rate and decay, and returns the same optimizer.
 
-    With or without `StepInBackward`. Where weights are split, split them before. Adam's updates stay below 1 while
+    Comes before `SplitWeights` and `StepInBackward`. Adam's updates stay below 1 while
     gradients are steady, so that 1 acts on sudden large ones only; and where it acts, predictions of the equilibrium,
     which know nothing of it, are too large.
     """
+    if not isinstance(optimizer, Optimizer) or type(optimizer.storage) not in (PlainStorage, ReadableStorage):
+        raise ValueError("clip_updates takes one of minitrain's own optimizers, before its weights are split")
     if not 0 < max_rms < float("inf"):
         raise ValueError(f"max_rms must be a finite number above 0, not {max_rms}; leave clip_updates out to not clip")
     optimizer.direction = ClippedDirection(optimizer.direction, max_rms)
