@@ -165,8 +165,9 @@ def SplitWeights(  # a function spelled like the optimizers that it stands among
 ) -> Optimizer:
     """Makes the optimizer's parameters bf16, puts their missing bits into its state, and returns the same optimizer.
 
-    Load float32 weights before, move a model to its device before, and leave a frozen parameter's dtype to your model. The
-    seeds of stochastic rounding are drawn once, from `generator` or torch's default one; then the state holds them, so
+    Load float32 weights before, move a model to its device before, and leave a frozen parameter's dtype to your model. A
+    state saved with split weights belongs into an optimizer split alike; one that is not split would leave its bits unused.
+    The seeds of stochastic rounding are drawn once, from `generator` or torch's default one; then the state holds them, so
     that checkpoints are exact. Raises `ValueError` for what does not fit together, before anything is converted.
     """
     optimizer = own(optimizer)
