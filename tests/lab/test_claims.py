@@ -68,6 +68,10 @@ def test_algebra_must_be_true_of_every_seed():
     assert judge(claim(within=(0, 0), kind="algebra"), [0.0, 1e-12]) == "does not hold"
     assert judge(claim(within=(0, 0), kind="algebra"), [0.0, math.nan]) == "does not hold"
     assert judge(claim(within=(0.9, 1.3), kind="algebra"), NOISY) == "does not hold"
+    for threshold in ({"above": 0.0}, {"below": 0.0}):  # "the treatment acts" is not shown by no difference
+        assert judge(claim(**threshold, kind="algebra"), [0.0]) == "does not hold"
+    for values in ([], [math.inf, 1.0]):
+        assert judge(claim(above=0.0, kind="algebra"), values) == "does not hold"
 
 
 def test_with_a_diverged_run_nothing_can_be_distinguished():

@@ -76,6 +76,15 @@ def test_seeds_needed_gives_the_promised_power_and_not_one_seed_less():
     n = seeds_needed(pilot, low=0.8)
     assert power(n) > 0.89
     assert power(n - 1) < 0.91
+    for low in (-0.3, 0.1, 0.3):  # few seeds, where one degree of freedom more or less tells
+
+        def exact(n: int, low: float = low) -> float:
+            return float(stats.nct.sf(stats.t.ppf(0.975, n - 1), n - 1, (mean - low) / spread * math.sqrt(n)))
+
+        few = seeds_needed(pilot, low=low)
+        assert few < 6
+        assert exact(few) > 0.89
+        assert few == 2 or exact(few - 1) < 0.91
     assert seeds_needed(pilot, low=0.5) < n < seeds_needed(pilot, low=0.85)
     assert seeds_needed([-x for x in pilot], high=-0.8) == pytest.approx(n, abs=1)
     assert seeds_needed(pilot, low=0.8, high=1.2) > n
