@@ -91,7 +91,7 @@ def lion(g: Tensor, state: dict, *, betas: tuple[float, float]) -> Tensor:
     return u
 
 
-# --- step rules: how the decay is scaled is the whole difference -------------------------------------------------------
+# --- step rules; further ones stand in `techniques/` -------------------------------------------------------------------
 
 
 def no_decay(w: Tensor, u: Tensor, state: dict, *, lr: float) -> Tensor:
@@ -104,34 +104,26 @@ def decay_by_lr(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: f
     return w.mul(1 - lr * weight_decay).sub_(u, alpha=lr)
 
 
-def decay_by_schedule(
-    w: Tensor, u: Tensor, state: dict, *, lr: float, initial_lr: float, weight_decay: float
-) -> Tensor:
-    """`(1 - lr/initial_lr*weight_decay) w - lr*u`: AdamW in the code of its authors (arXiv 1711.05101)."""
-    return w.mul(1 - lr / initial_lr * weight_decay).sub_(u, alpha=lr)
-
-
-def constant_decay(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: float) -> Tensor:
-    """`(1 - weight_decay) w - lr*u`: the decay ignores the schedule as well."""
-    return w.mul(1 - weight_decay).sub_(u, alpha=lr)
-
-
-def decay_by_squared_lr(w: Tensor, u: Tensor, state: dict, *, lr: float, weight_decay: float) -> Tensor:
-    """`(1 - lr^2*weight_decay) w - lr*u`: decay and the growth by noise, which goes as `lr^2`, keep their proportion."""
-    return w.mul(1 - lr * lr * weight_decay).sub_(u, alpha=lr)
-
-
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 
 class PlainStorage:
     """The parameter itself holds the weight. Another storage joins the weight's bits in `load`, splits them in `store`."""
 
+    way: str | None = None  # how a state says that it belongs to this storage, under "split"
+
     def load(self, p: Tensor, state: dict) -> Tensor:
         return p
 
     def store(self, p: Tensor, w: Tensor, state: dict) -> None:
         p.copy_(w)
+
+    def whole(self, p: Tensor, state: dict) -> Tensor:
+        """The weight with all the bits there are."""
+        return p
+
+    def finish(self) -> None:
+        """Called once after every parameter's step."""
 
 
 # --- the optimizer ----------------------------------------------------------------------------------------------------
@@ -191,6 +183,7 @@ class Optimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     self.update(p, group)
+        self.storage.finish()
         return loss
 
     @torch.no_grad()
@@ -201,18 +194,32 @@ class Optimizer(torch.optim.Optimizer):
         if gradient.is_sparse:
             raise ValueError(f"{type(self).__name__} needs dense gradients; build the embedding with sparse=False")
         state = self.state[p]
+        input_rule, step_rule = self.rules(group)
         w = self.storage.load(p, state)
-        g = self.input_rule(gradient.to(w.dtype), w, **needed(self.input_rule, group))
+        g = input_rule(gradient.to(w.dtype), w, **needed(input_rule, group))
         u = self.direction(g, state, **needed(self.direction, group))
-        self.storage.store(p, self.step_rule(w, u, state, **needed(self.step_rule, group)), state)
+        self.storage.store(p, step_rule(w, u, state, **needed(step_rule, group)), state)
+
+    def rules(self, group: dict[str, Any]) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+        """Input rule and step rule of a group; a technique may treat some groups in its own way."""
+        return self.input_rule, self.step_rule
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but the state keeps its own dtype, where torch would cast it to the parameter's.
 
-        Raises `ValueError` for the state of one of torch's own optimizers, whose names differ.
+        Raises `ValueError` for the state of one of torch's own optimizers, whose names differ, and for one whose weights
+        were split otherwise than here.
         """
-        if any({"exp_avg", "momentum_buffer"} & set(state) for state in state_dict["state"].values()):
-            raise ValueError("this state was saved by an optimizer of torch; go on with that one, or start without it")
+        for state in state_dict["state"].values():
+            if {"exp_avg", "momentum_buffer"} & set(state):
+                raise ValueError(
+                    "this state was saved by an optimizer of torch; go on with that one, or start without it"
+                )
+            if state.get("split") != self.storage.way:
+                raise ValueError(
+                    f"this state is of weights split as {state.get('split')!r}, and the optimizer's are split as "
+                    f"{self.storage.way!r}; call SplitWeights or join_weights on it first, as before the state was saved"
+                )
         super().load_state_dict(state_dict)
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         own = [p for group in self.param_groups for p in group["params"]]
@@ -230,14 +237,21 @@ class Optimizer(torch.optim.Optimizer):
         None without decay, for an unknown filter, and where even the angle depends on the gradients' size (Adam with L2).
         Of SGD the angle and the time are known; update and norm, which depend on the gradients' size, are NaN.
         """
-        lr, weight_decay, filter = group["lr"], group.get("weight_decay", 0.0), self.momentum_filter(group)
-        if filter is None or not lr * weight_decay > 0:
+        lr, filter = group["lr"], self.momentum_filter(group)
+        if filter is None or not lr * group.get("weight_decay", 0.0) > 0:
             return None
-        if self.step_rule is decay_by_lr:
-            return equilibrium(filter, lr, weight_decay, fan_in)
-        if self.input_rule is l2_gradient and self.direction is sgdm:
-            return equilibrium_l2(filter, lr, weight_decay, unit_gradient=math.nan)
-        return None
+        if self.input_rule is l2_gradient:
+            known = self.direction is sgdm
+            return equilibrium_l2(filter, lr, group["weight_decay"], unit_gradient=math.nan) if known else None
+        # A step rule that decays takes a share of the weight, whatever the update: equal to AdamW's of this weight_decay.
+        one = torch.ones((), dtype=torch.float64)
+        share = 1 - self.step_rule(one, torch.zeros_like(one), {}, **needed(self.step_rule, group)).item()
+        settled = equilibrium(filter, lr, share / lr, fan_in) if share > 0 else None
+        if (
+            settled and self.direction is sgdm
+        ):  # gradients that nothing normalizes go as 1/|w|, and growth and time with them
+            return settled._replace(update=math.nan, norm=math.nan, steps=settled.steps / 2)
+        return settled
 
 
 def needed(part: Callable, group: dict[str, Any]) -> dict[str, Any]:
@@ -329,7 +343,9 @@ class AdamW(Optimizer):
         super().__init__(params, hyper, direction=adam, step_rule=decay_by_lr)
 
     def update(self, p: Tensor, group: dict[str, Any]) -> None:
-        if not (type(self.storage) is PlainStorage and fused_adamw(p, self.state[p], group)):
+        parts = (*self.rules(group), self.direction, type(self.storage))
+        is_plain = parts == (plain_gradient, decay_by_lr, adam, PlainStorage)
+        if not (is_plain and fused_adamw(p, self.state[p], group)):
             super().update(p, group)
 
     def momentum_filter(self, group: dict[str, Any]) -> Filter:

@@ -325,3 +325,42 @@ def test_adam_with_l2_under_a_filter_that_is_no_average_settles_where_predicted(
     once, twice = closed.exponential(0.9), Filter(2.0, 4 * closed.exponential(0.9).energy)
     at_rate = closed.equilibrium_adam_l2(once, 0.02, 0.01, 64, 0.3)
     assert closed.equilibrium_adam_l2(twice, 0.01, 0.01, 64, 0.3) == pytest.approx(at_rate)
+
+
+# --- what an optimizer says of itself ------------------------------------------------------------------------------------
+
+
+def decoupled_sgd(params):
+    """The decay beside the heavy ball and not through it, so that it is not amplified by the filter's total."""
+    optimizer = SGD(params, lr=0.1, momentum=0.9, weight_decay=0.02)
+    optimizer.input_rule, optimizer.step_rule = optim.plain_gradient, optim.decay_by_lr
+    return optimizer
+
+
+def test_sgd_with_decoupled_decay_turns_as_it_says():
+    optimizer = decoupled_sgd([nn.Parameter(torch.zeros(1))])
+    predicted = optimizer.equilibrium(optimizer.param_groups[0], FAN_IN)
+    assert predicted.rotation == pytest.approx(math.sqrt(2 * 0.1 * 0.02 * (1 - 0.9) / (1 + 0.9)))
+    assert math.isnan(predicted.norm)
+    norm = (0.1 * 10**2 * (FAN_IN - 1) / (2 * 0.02)) ** 0.25  # |w|^4 = lr S^2 G^2 / (2 weight_decay)
+    records = walk(decoupled_sgd, ONES, torch.full((ROWS,), 1.3 * norm), steps=1200)
+    assert settled(records).rotation == pytest.approx(predicted.rotation, rel=0.02)
+    assert settled(records).norm == pytest.approx(norm, rel=0.02)
+    fourth = records[0].double().pow(4).mean(dim=1)
+    assert time_constant(fourth, norm**4, 20, 200) == pytest.approx(predicted.steps, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [AdamW, Lion])
+def test_what_counts_is_the_share_that_a_step_rule_takes(make):
+    """Twice the decay under another name is the same optimizer."""
+
+    def half_as_much(w, u, state, *, lr, weight_decay):
+        return w.mul(1 - lr * weight_decay / 2).sub_(u, alpha=lr)
+
+    plain, other = (
+        make([nn.Parameter(torch.zeros(1))], lr=0.01, weight_decay=0.1),
+        make([nn.Parameter(torch.zeros(1))], lr=0.01, weight_decay=0.2),
+    )
+    other.step_rule = half_as_much
+    expected = plain.equilibrium(plain.param_groups[0], 64)
+    assert other.equilibrium(other.param_groups[0], 64) == pytest.approx(expected, rel=1e-9)

@@ -149,9 +149,6 @@ LR, INITIAL_LR, DECAY = 0.25, 0.5, 0.1
 FACTORS = {
     optim.no_decay: 1.0,
     optim.decay_by_lr: 1 - 0.025,
-    optim.decay_by_schedule: 1 - 0.05,
-    optim.constant_decay: 1 - 0.1,
-    optim.decay_by_squared_lr: 1 - 0.00625,
 }
 each_rule = pytest.mark.parametrize(("rule", "factor"), FACTORS.items(), ids=lambda x: getattr(x, "__name__", ""))
 

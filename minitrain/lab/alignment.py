@@ -114,6 +114,6 @@ class Alignment(WeightProbe):
         result: dict[str, dict[str, Measured]] = {}
         for w in weights:
             x = self.inputs[w.name] or [w.parameter[:0]]
-            for key, value in alignment(self.old[w.name], w.parameter, torch.cat(x)).items():
+            for key, value in alignment(self.old[w.name], w.values, torch.cat(x)).items():
                 result.setdefault(key, {})[w.name] = value
         return result

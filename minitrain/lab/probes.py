@@ -65,11 +65,18 @@ class Loop(Protocol):
 
 
 class Weight(NamedTuple):
-    """A parameter with its name in the model and the optimizer's group that owns it."""
+    """A parameter with its name in the model, the optimizer that steps it and that one's group that owns it."""
 
     name: str
     parameter: Tensor
     group: dict[str, Any]
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def values(self) -> Tensor:
+        """With all the bits that there are: of split weights the model has but half, and steps are smaller than its bits."""
+        storage = getattr(self.optimizer, "storage", None)
+        return storage.whole(self.parameter, self.optimizer.state[self.parameter]) if storage else self.parameter
 
     def rows(self, values: Tensor) -> Float[Tensor, "O I"]:
         """Values of the parameter's shape, one row per neuron, in float32 at least."""
@@ -91,7 +98,7 @@ def weights_of(loop: Loop, group: str | None) -> list[Weight]:
     """
     groups = loop.optimizer.param_groups
     owners = {p: owner for owner in groups for p in owner["params"]}
-    found = [Weight(name, p, owners[p]) for name, p in loop.model.named_parameters() if p in owners]
+    found = [Weight(name, p, owners[p], loop.optimizer) for name, p in loop.model.named_parameters() if p in owners]
     if not found:
         raise ValueError("the optimizer holds none of the model's parameters; give the model that it trains")
     if group is None:
@@ -169,7 +176,7 @@ class WeightProbe:
 
     @torch.no_grad()
     def before(self, run: Loop) -> None:
-        self.old = {w.name: w.parameter.clone() for w in self.weights(run)}
+        self.old = {w.name: w.values.clone() for w in self.weights(run)}
 
     @torch.no_grad()
     def after(self, run: Loop) -> dict[str, Any]:
@@ -198,7 +205,7 @@ class Settling(WeightProbe):
     key: str
 
     def measure(self, weights: list[Weight]) -> dict[str, dict[str, Measured]]:
-        return {self.key: {w.name: self.change(w.rows(self.old[w.name]), w.rows(w.parameter)) for w in weights}}
+        return {self.key: {w.name: self.change(w.rows(self.old[w.name]), w.rows(w.values)) for w in weights}}
 
     def change(self, old: Float[Tensor, "O I"], new: Float[Tensor, "O I"]) -> Measured:
         """The quantity of one weight."""

@@ -79,6 +79,7 @@ class SplitStorage(PlainStorage):
         self.bits, self.rounding, self.moments = bits, rounding, moments
         self.truncate = rounding == "truncate"
         self.way = f"{rounding} {bits}"
+        self.finite: list[tuple[Tensor, torch.Size]] = []  # of each weight stepped, whether it still is a number
         self.before = PlainStorage()  # what `join_weights` puts back
 
     def load(self, p: Tensor, state: dict) -> Tensor:
@@ -89,7 +90,7 @@ class SplitStorage(PlainStorage):
     def store(self, p: Tensor, w: Tensor, state: dict) -> None:
         seed = state["seed"] if self.rounding == "stochastic" else None
         high, low = split(round_to(w, self.bits, seed), self.truncate)
-        refuse_nonfinite(w, high)
+        self.note(w, high)
         if self.bits:
             state["low"] = low if self.bits > 8 else (low >> 8).to(torch.int8)
         if seed is not None:
@@ -104,6 +105,23 @@ class SplitStorage(PlainStorage):
             return p.float()
         low = state["low"]
         return join(p, low if self.bits > 8 else low.short() << 8, self.truncate)
+
+    def note(self, w: Tensor, high: Tensor) -> None:
+        """Notes whether a weight is finite, before it is stored; asking any device but a CPU at once would make it wait."""
+        if not is_fake(w):
+            self.finite.append(((w.isfinite() & high.isfinite()).all(), w.shape))
+            if w.device.type == "cpu":
+                self.finish()
+
+    def finish(self) -> None:
+        """Raises `FloatingPointError` where a weight that was noted is no number any more."""
+        noted, self.finite = self.finite, []
+        if noted and not torch.stack([finite.to(noted[0][0].device) for finite, _ in noted]).all():
+            shape = next(shape for finite, shape in noted if not finite)
+            raise FloatingPointError(
+                f"a weight of shape {tuple(shape)} is no longer a finite bf16 number, and the optimizer's moments hold the "
+                "gradient that made it so; go back to a checkpoint, and lower lr or warm up for longer"
+            )
 
     def refuse_other_ways(self, p: Tensor, state: dict) -> None:
         """Raises `ValueError` for a weight that is not split, or in another way than this one."""
@@ -130,7 +148,7 @@ class KahanStorage(SplitStorage):
         # k <- k + step,  high <- w + k,  k <- k + (w - high)
         k = (state.get("low", 0) + (w - old)).bfloat16()
         high = (old + k).bfloat16()
-        refuse_nonfinite(w, high)
+        self.note(w, high)
         state["low"], state["split"] = (k + (old - high)).bfloat16(), self.way
         convert_moments(state, self.moments)
         p.copy_(high)
@@ -144,15 +162,6 @@ def convert_moments(state: dict, dtype: torch.dtype) -> None:
     for name, x in state.items():
         if name != "low" and isinstance(x, Tensor) and x.is_floating_point():
             state[name] = x.to(dtype)
-
-
-def refuse_nonfinite(w: Tensor, high: Tensor) -> None:
-    """Raises `FloatingPointError` for a weight that is no number any more; waits for the device to know."""
-    if not is_fake(w) and not (w.isfinite() & high.isfinite()).all():
-        raise FloatingPointError(
-            f"a weight of shape {tuple(w.shape)} is no longer a finite bf16 number, and the optimizer's moments hold the "
-            "gradient that made it so; go back to a checkpoint, and lower lr or warm up for longer"
-        )
 
 
 @torch.no_grad()
@@ -180,6 +189,7 @@ def SplitWeights(  # a function spelled like the optimizers that it stands among
         w = p.detach().float()
         p.grad, p.data = None, w.bfloat16()
         storage.store(p, w, state)
+    storage.finish()
     optimizer.storage = storage
     return optimizer
 

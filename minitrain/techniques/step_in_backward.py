@@ -98,6 +98,7 @@ class StepInBackward(torch.optim.Optimizer):
         for p in self.place:
             if p.grad is not None and not isinstance(p.grad, UsedGradient):
                 self.use(p)
+        self.optimizer.storage.finish()
         self.begun = False
         return loss
 
@@ -196,10 +197,6 @@ class ClippedDirection:
         return clipped(self.direction(g, state, **hyper), self.max_rms)
 
 
-class ReadableStorage(PlainStorage):
-    """The plain one under another type, for which no fused kernel replaces the direction."""
-
-
 def clip_updates(optimizer: torch.optim.Optimizer, max_rms: float = 1.0) -> Optimizer:
     """Has the optimizer clip each tensor's update, before learning rate and decay, and returns the same optimizer.
 
@@ -207,11 +204,9 @@ def clip_updates(optimizer: torch.optim.Optimizer, max_rms: float = 1.0) -> Opti
     gradients are steady, so that 1 acts on sudden large ones only; and where it acts, predictions of the equilibrium,
     which know nothing of it, are too large.
     """
-    if not isinstance(optimizer, Optimizer) or type(optimizer.storage) not in (PlainStorage, ReadableStorage):
+    if not isinstance(optimizer, Optimizer) or type(optimizer.storage) is not PlainStorage:
         raise ValueError("clip_updates takes one of minitrain's own optimizers, before its weights are split")
     if not 0 < max_rms < float("inf"):
         raise ValueError(f"max_rms must be a finite number above 0, not {max_rms}; leave clip_updates out to not clip")
     optimizer.direction = ClippedDirection(optimizer.direction, max_rms)
-    if type(optimizer.storage) is PlainStorage:
-        optimizer.storage = ReadableStorage()
     return optimizer

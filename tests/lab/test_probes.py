@@ -19,7 +19,10 @@ from minitrain.equilibrium import Equilibrium, equilibrium, exponential, heavy_b
 from minitrain.lab.alignment import Alignment
 from minitrain.lab.noise import NoiseScale
 from minitrain.lab.probes import Norm, RelativeUpdate, Rotation, WeightProbe, angle, check_neurons, predict, rows
-from minitrain.optim import SGD, Adam, AdamW, Lion
+from minitrain.lab.watch import watch
+from minitrain.optim import SGD, Adam, AdamW, Lion, wrapped
+from minitrain.techniques.split_weights import SplitWeights
+from minitrain.techniques.step_in_backward import StepInBackward
 
 
 @pytest.fixture(autouse=True)
@@ -566,3 +569,21 @@ def test_makers_are_pickled_and_reports_are_written_as_json(name: str):
     probe = pickle.loads(pickle.dumps(MAKERS[name]))()
     for line in train_small(BASE, probes=[probe]).metrics:
         assert json.loads(json.dumps(line)) == line
+
+
+@pytest.mark.parametrize("wrap", [[], [StepInBackward]], ids=str)
+def test_steps_smaller_than_the_bits_of_a_split_weight_are_measured(wrap: list):
+    """In bf16 alone a step is nothing or a whole unit of the last bit, so that its length is off by a lot."""
+    seen = {}
+    for by in ((), (SplitWeights, *wrap)):
+        torch.manual_seed(0)
+        model = nn.Linear(64, 8, bias=False)
+        optimizer = wrapped([{"params": model.parameters(), "name": "matrices"}], make=SGD, by=by, lr=1e-5)
+        with watch(model, optimizer, [Rotation(every=1), RelativeUpdate(every=1), Norm(every=1)]) as watched:
+            x = torch.linspace(-1, 1, 64, dtype=model.weight.dtype)
+            model(x).float().square().sum().backward()
+            optimizer.step()
+        seen[by] = watched.metrics[0]
+    for key in ("rotation", "relative_update", "norm"):
+        plain, split_up = (metrics[key]["weight"] for metrics in seen.values())
+        assert split_up == pytest.approx(plain, rel=0.02), key
