@@ -122,6 +122,10 @@ class PlainStorage:
         """The weight with all the bits there are."""
         return p
 
+    def fused_adamw(self, p: Tensor, state: dict, group: dict[str, Any]) -> bool:
+        """The step of `adam` with `decay_by_lr` in one pass; False, with nothing done, where that cannot be."""
+        return type(self) is PlainStorage and fused_adamw(p, state, group)
+
     def finish(self) -> None:
         """Called once after every parameter's step."""
 
@@ -343,9 +347,8 @@ class AdamW(Optimizer):
         super().__init__(params, hyper, direction=adam, step_rule=decay_by_lr)
 
     def update(self, p: Tensor, group: dict[str, Any]) -> None:
-        parts = (*self.rules(group), self.direction, type(self.storage))
-        is_plain = parts == (plain_gradient, decay_by_lr, adam, PlainStorage)
-        if not (is_plain and fused_adamw(p, self.state[p], group)):
+        is_plain = (*self.rules(group), self.direction) == (plain_gradient, decay_by_lr, adam)
+        if not (is_plain and self.storage.fused_adamw(p, self.state[p], group)):
             super().update(p, group)
 
     def momentum_filter(self, group: dict[str, Any]) -> Filter:

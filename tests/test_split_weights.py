@@ -17,6 +17,7 @@ from minitrain import optim
 from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, PlainStorage, wrapped
 from minitrain.recipe import by_kind, check_ownership, describe
 from minitrain.runtime.checkpoint import load_checkpoint
+from minitrain.techniques import split_weights
 from minitrain.techniques.split_weights import SplitStorage, SplitWeights, check, join, join_weights, round_to, split
 from minitrain.techniques.step_in_backward import StepInBackward
 
@@ -70,8 +71,13 @@ def as_floats(patterns):
 
 
 def readable(optimizer):
-    """The form that split weights go through, where plain ones may take a fused kernel."""
+    """Makes an optimizer take its readable form, whatever faster form it has."""
     optimizer.update = partial(Optimizer.update, optimizer)
+    return optimizer
+
+
+def fused(optimizer):
+    """As it is, with the kernel that AdamW takes where it can, with 16 bits as without."""
     return optimizer
 
 
@@ -232,11 +238,11 @@ def loss_of(w):
     return (torch.tanh(X @ w).float() - Y).square().mean()
 
 
-def split_path(make, steps=10, before_step=lambda w, optimizer, step: optimizer, **way):
+def split_path(make, steps=10, before_step=lambda w, optimizer, step: optimizer, form=fused, **way):
     """The model's weights and all their bits after each step."""
     torch.manual_seed(0)  # stochastic rounding takes its seeds from here
     w = nn.Parameter(W0.clone())
-    optimizer = SplitWeights(make([w]), **way)
+    optimizer = form(SplitWeights(make([w]), **way))
     path = []
     for step in range(steps):
         optimizer = before_step(w, optimizer, step)
@@ -247,11 +253,11 @@ def split_path(make, steps=10, before_step=lambda w, optimizer, step: optimizer,
     return path
 
 
-def master_path(make, bits=16, rounding="nearest", moments=torch.float32):
+def master_path(make, bits=16, rounding="nearest", moments=torch.float32, form=readable):
     """The same with a float32 master, which is rounded to the bits that are kept, and a bf16 copy for the model."""
     truncate, path = rounding == "truncate", []
     master = nn.Parameter(round_to(W0, bits))
-    optimizer = readable(make([master]))
+    optimizer = form(make([master]))
     for _ in range(10):
         w = split(master.detach(), truncate)[0].requires_grad_()
         loss_of(w).backward()
@@ -271,13 +277,38 @@ def master_path(make, bits=16, rounding="nearest", moments=torch.float32):
 @pytest.mark.parametrize("way", [{}, WAYS["truncate"]], ids=["nearest", "truncate"])
 def test_sixteen_extra_bits_are_a_float32_master(make, lr, weight_decay, way):
     make = partial(make, lr=lr, weight_decay=weight_decay)
-    assert same_bits(split_path(make, **way), master_path(make, **way))
+    assert same_bits(split_path(make, form=readable, **way), master_path(make, **way))
+
+
+@pytest.mark.parametrize("lr", [0.003, 0.1, 1.0])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("piece", [4, 1 << 17])
+def test_adamws_kernel_sees_the_same_master_piece_by_piece(lr, weight_decay, piece, monkeypatch):
+    """Bit for bit the kernel's own numbers; those of the readable form may be rounded otherwise here and there."""
+    monkeypatch.setitem(split_weights.PIECE, "cpu", piece)
+    make = partial(AdamW, lr=lr, weight_decay=weight_decay)
+    kernel, plain = split_path(make), split_path(make, form=readable)
+    torch.testing.assert_close(kernel[-1][1], plain[-1][1], rtol=1e-5, atol=1e-6)
+    if piece % 16 == 0:  # the end of a piece that does not fill a vector register is rounded otherwise as well
+        assert same_bits(kernel, master_path(make, form=fused))
+
+
+def test_the_kernel_keeps_every_bit_of_what_it_does_not_move():
+    """All low halves over many high ones, subnormals among them, under a gradient of zero."""
+    finite = as_floats(np.concatenate([PATTERNS, RANDOM]))
+    finite = finite[finite.abs() <= torch.finfo(torch.bfloat16).max]
+    w = nn.Parameter(finite.clone())
+    optimizer = SplitWeights(AdamW([w], weight_decay=0.0))
+    w.grad = torch.zeros_like(w)
+    optimizer.step()
+    assert "t" in optimizer.state[w]  # it was the kernel
+    assert same_bits(optimizer.storage.whole(w.detach(), optimizer.state[w]), finite)
 
 
 @four
 @pytest.mark.parametrize("way", [WAYS[name] for name in WAYS if "stoch" not in name and name != "kahan"], ids=str)
 def test_fewer_bits_are_a_rounded_master(make, way):
-    assert same_bits(split_path(make, **way), master_path(make, **way))
+    assert same_bits(split_path(make, form=readable, **way), master_path(make, **way))
     for other in ({}, WAYS["truncate"], WAYS["no bits"]):
         if other != way and "moments" not in way:  # whose rounding Lion's sign may hide
             assert not same_bits(split_path(make, **way), master_path(make, **other))

@@ -12,28 +12,42 @@ from torch import Tensor
 DEVICES = {"cpu", "cuda", "mps"}
 
 
-def kernel_fits(p: Tensor, g: Tensor) -> bool:
-    """Whether the kernel can step weight `p` by gradient `g`."""
-    strided = g.layout == torch.strided and p.is_contiguous() and g.is_contiguous()
-    return strided and g.dtype == p.dtype and p.device.type in DEVICES
-
-
 def fused_adamw(p: Tensor, state: dict, group: dict[str, Any]) -> bool:
     """Steps `p` and returns True; or, where the kernel does not fit, leaves `p` alone and returns False."""
-    g, betas = p.grad, group["betas"]
-    if g is None or not kernel_fits(p, g) or (state and state.get("betas") != betas):
+    if not begin(p, state, group["betas"], p.dtype):
+        return False
+    assert p.grad is not None
+    kernel(p, p.grad, state["m"], state["v"], state["t"], group)
+    return True
+
+
+def kernel(w: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, group: dict[str, Any]) -> None:
+    """Steps `w` and its moments; all of one dtype and contiguous."""
+    betas = group["betas"]
+    torch._fused_adamw_(
+        [w], [g], [m], [v], [], [t],
+        lr=group["lr"], beta1=betas[0], beta2=betas[1], weight_decay=group["weight_decay"], eps=group["eps"],
+        amsgrad=False, maximize=False,
+    )  # fmt: skip
+
+
+def begin(p: Tensor, state: dict, betas: tuple[float, float], dtype: torch.dtype) -> bool:
+    """Counts a step in `state`, whose moments are of `dtype`, and returns True; False where the kernel does not fit."""
+    if not (kernel_fits(p, p.grad) and ("m" not in state or state.get("betas") == betas)):
         for key in ("t", "betas"):  # m, v and the sums of their weights stay: all that `optim.adam` goes on from
             state.pop(key, None)
         return False
-    if not state:
-        state.update(m=torch.zeros_like(p), v=torch.zeros_like(p), m_ones=0.0, v_ones=0.0)
+    if "m" not in state:
+        state.update(m=torch.zeros_like(p, dtype=dtype), v=torch.zeros_like(p, dtype=dtype), m_ones=0.0, v_ones=0.0)
         state.update(t=torch.zeros((), device=p.device), betas=betas)
     state["t"] += 1
     state["m_ones"] = betas[0] * state["m_ones"] + (1 - betas[0])
     state["v_ones"] = betas[1] * state["v_ones"] + (1 - betas[1])
-    torch._fused_adamw_(
-        [p], [g], [state["m"]], [state["v"]], [], [state["t"]],
-        lr=group["lr"], beta1=betas[0], beta2=betas[1], weight_decay=group["weight_decay"], eps=group["eps"],
-        amsgrad=False, maximize=False,
-    )  # fmt: skip
     return True
+
+
+def kernel_fits(p: Tensor, g: Tensor | None) -> bool:
+    """Whether the kernel can step weight `p` by gradient `g`."""
+    if g is None or g.layout != torch.strided or g.dtype != p.dtype:
+        return False
+    return p.is_contiguous() and g.is_contiguous() and p.device.type in DEVICES

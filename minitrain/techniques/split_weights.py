@@ -6,7 +6,7 @@ optimizer's state holds the lower one, `low`, and every step joins them, steps i
 is bit for bit that with a master whose forward pass uses the master's upper half, at 2 bytes a weight less. Fewer than 16
 extra bits save more, 8 of them a third byte, and are training with a master that is rounded after every step.
 
-    w = 2^16 (high + (low >> 15)) | (low & 0xffff)    on bit patterns; `low >> 15` is -1 where `high` was rounded up, else 0
+    bits(w) = 2^16 high + low    on bit patterns, `low` with its sign: it is negative where `high` was rounded up
 
 Rounding `high` to the nearest, ties away from zero, is invertible because the sign of `low` tells which way it went.
 Ties to even, as `.bfloat16()` has them, is not: around a tie two different weights have the same two halves.
@@ -35,25 +35,27 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake, unset_fake_temporarily
 
 from minitrain.optim import Optimizer, PlainStorage
+from minitrain.runtime.fused import begin, kernel
 
 Rounding = Literal["nearest", "truncate", "stochastic", "kahan"]
 
 
+# --8<-- [start:split]
 def split(x: Float32[Tensor, "..."], truncate: bool = False) -> tuple[BFloat16[Tensor, "..."], Int16[Tensor, "..."]]:
     """The two halves of each number: `high` is `x` to the nearest, ties away from zero (or cut off), `low` the rest."""
     bits = x.view(torch.int32)
     low = bits.to(torch.int16)
-    high = (bits >> 16) if truncate else (bits >> 16) - (low >> 15)  # one more where low is negative
+    high = (bits if truncate else bits - low) >> 16  # 2^16 more where low is negative: one unit of high
     return high.to(torch.int16).view(torch.bfloat16), low
 
 
 def join(high: BFloat16[Tensor, "..."], low: Int16[Tensor, "..."], truncate: bool = False) -> Float32[Tensor, "..."]:
     """The reverse of `split`, bit for bit."""
-    upper = high.view(torch.int16).int()
-    upper = upper if truncate else upper + (low >> 15)
-    return (upper << 16 | low.int() & 0xFFFF).view(torch.float32)
+    upper = high.view(torch.int16).int() << 16
+    return (upper | low.int() & 0xFFFF if truncate else upper + low).view(torch.float32)
 
 
+# --8<-- [end:split]
 def round_to(x: Float32[Tensor, "..."], bits: int, seed: int | None = None) -> Float32[Tensor, "..."]:
     """`x` with the last `16 - bits` bits zero: to the nearest, ties away from zero, or stochastically where a seed is given.
 
@@ -66,6 +68,11 @@ def round_to(x: Float32[Tensor, "..."], bits: int, seed: int | None = None) -> F
         generator = torch.Generator(x.device).manual_seed(seed)
         add = torch.randint(unit, x.shape, generator=generator, dtype=torch.int32, device=x.device)
     return ((x.view(torch.int32) + add) & -unit).view(torch.float32)
+
+
+LARGEST = torch.finfo(torch.bfloat16).max
+PIECE = {"cpu": 2**17}  # how many weights are joined at once in the fused step: as many as a CPU's cache has room for
+OTHER_PIECE = 2**22
 
 
 class SplitStorage(PlainStorage):
@@ -90,7 +97,7 @@ class SplitStorage(PlainStorage):
     def store(self, p: Tensor, w: Tensor, state: dict) -> None:
         seed = state["seed"] if self.rounding == "stochastic" else None
         high, low = split(round_to(w, self.bits, seed), self.truncate)
-        self.note(w, high)
+        self.note(w, p.shape)
         if self.bits:
             state["low"] = low if self.bits > 8 else (low >> 8).to(torch.int8)
         if seed is not None:
@@ -99,6 +106,26 @@ class SplitStorage(PlainStorage):
         convert_moments(state, self.moments)
         p.copy_(high)
 
+    def fused_adamw(self, p: Tensor, state: dict, group: dict[str, Any]) -> bool:
+        """Piece by piece, so that what was joined is still in the cache when it is split again."""
+        if type(self) is not SplitStorage or self.way != "nearest 16" or self.moments != torch.float32:
+            return False
+        self.refuse_other_ways(p, state)
+        if p.grad is None or not begin(p, state, group["betas"], torch.float32):
+            return False
+        tensors = (p, state["low"], p.grad, state["m"], state["v"])
+        size = PIECE.get(p.device.type, OTHER_PIECE)
+        for high, low, g, m, v in zip(*(x.view(-1).split(size) for x in tensors), strict=True):
+            w = high.float()
+            bits = w.view(torch.int32)  # the same memory
+            bits += low
+            kernel(w, g.float(), m, v, state["t"], group)
+            self.note(w, p.shape)
+            low.copy_(bits)
+            bits -= low
+            high.copy_(w)
+        return True
+
     def whole(self, p: Tensor, state: dict) -> Tensor:
         """The weight with all the bits there are, in float32."""
         if not self.bits:
@@ -106,10 +133,11 @@ class SplitStorage(PlainStorage):
         low = state["low"]
         return join(p, low if self.bits > 8 else low.short() << 8, self.truncate)
 
-    def note(self, w: Tensor, high: Tensor) -> None:
+    def note(self, w: Tensor, shape: torch.Size) -> None:
         """Notes whether a weight is finite, before it is stored; asking any device but a CPU at once would make it wait."""
-        if not is_fake(w):
-            self.finite.append(((w.isfinite() & high.isfinite()).all(), w.shape))
+        if not is_fake(w) and w.numel():
+            low, high = w.aminmax()  # NaN where there is one
+            self.finite.append(((low >= -LARGEST) & (high <= LARGEST), shape))
             if w.device.type == "cpu":
                 self.finish()
 
@@ -148,7 +176,7 @@ class KahanStorage(SplitStorage):
         # k <- k + step,  high <- w + k,  k <- k + (w - high)
         k = (state.get("low", 0) + (w - old)).bfloat16()
         high = (old + k).bfloat16()
-        self.note(w, high)
+        self.note(w, p.shape)
         state["low"], state["split"] = (k + (old - high)).bfloat16(), self.way
         convert_moments(state, self.moments)
         p.copy_(high)
@@ -274,7 +302,7 @@ def check(optimizer: Any, bits: Any, rounding: Any, moments: Any, generator: Any
                 raise ValueError(
                     f"only float32 and bfloat16 weights can be split, not {p.dtype}; convert the model first"
                 )
-            if not is_fake(p) and not (p.abs() <= torch.finfo(torch.bfloat16).max).all():  # also refuses NaN
+            if not is_fake(p) and not (p.abs() <= LARGEST).all():  # also refuses NaN
                 raise ValueError(
                     f"a weight of shape {tuple(p.shape)} does not fit into bf16 (largest finite 3.39e38); nothing was "
                     "converted, so give it finite values first"
