@@ -7,8 +7,8 @@ waits, half done, for the other use. The weights are bit for bit those of the or
     loss.backward()    for each p, once its gradient is complete:  update(p, group);  p.grad freed
     optimizer.step()   nothing is left to do
 
-References: "Memory Efficient Mixed-Precision Optimizers", 2023, arXiv 2309.12381; Lv et al., 2023, arXiv 2306.09782 (LOMO,
-the same for plain SGD). The clipping of updates is that of Shazeer & Stern, 2018, arXiv 1804.04235, section 6.
+References: Lewandowski & Kosson, 2023, arXiv 2309.12381; Lv et al., 2023, arXiv 2306.09782 (LOMO, the same for plain SGD).
+The clipping of updates is that of Shazeer & Stern, 2018, arXiv 1804.04235, section 6.
 
 When it does not help: where activations or logits hold the peak, which comes before there is any gradient (chunk the loss
 and recompute the blocks first); under `torch.compile`, which hands over all gradients of a compiled graph at once. What

@@ -14,7 +14,7 @@ Long after a change of `lr` the rotation follows the root of the share, and the 
 `adamw` and `schedule_only` turn by the root of `lr`, `constant` goes on turning as before while its weights shrink, and
 `lr_squared` turns by `lr` at a norm that stays.
 
-References: Loshchilov & Hutter, 2019, arXiv 1711.05101 (`l2`, and in the authors' code `schedule_only`); torch and Optax have
+References: Loshchilov & Hutter, 2019, arXiv 1711.05101, whose code has `l2` and `schedule_only`; torch and Optax have
 `adamw` under the paper's name. `LIBRARIES` says who has which.
 
 When it does not help: at a constant learning rate the four decoupled rules are one rule, with `weight_decay` in other units,
@@ -143,6 +143,6 @@ def check_share(meaning: Meaning, group: dict[str, Any]) -> None:
     taken = share(meaning, group)
     if not taken < 1:
         raise ValueError(
-            f"with the meaning {meaning!r} a weight_decay of {group['weight_decay']:g} would take {taken:g} of every weight in "
-            "each step; AdamW's lr * weight_decay is the share to compare it with"
+            f"under {meaning!r} a weight_decay of {group['weight_decay']:g} would take {taken:g} of every weight in each "
+            "step; give a smaller one, so that the share is what AdamW's lr * weight_decay was"
         )
