@@ -9,23 +9,16 @@ import torch
 from small import BASE, assert_one_sentence, same, tiny_gpt, train_in
 from torch import nn
 
+from minitrain.equilibrium import Equilibrium
 from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, adam, decay_by_lr
 from minitrain.recipe import by_kind, check_ownership, describe
 from minitrain.schedules import cosine, warmup_stable_decay
 from minitrain.techniques import timescale
 from minitrain.techniques.timescale import (
     average_weights,
-    counterpart,
-    decay_for,
-    epochs_to_steps,
     forecast,
     rescaled,
-    retimed_for_one_pass,
-    runs_to_steps,
     share_of_last,
-    steps_per_epoch,
-    steps_to_epochs,
-    steps_to_runs,
     surviving,
     tau_in_steps,
     with_timescale,
@@ -51,20 +44,14 @@ def randn(*shape, seed=0):
 # --- the average -------------------------------------------------------------------------------------------------------
 
 
-class Recording:
-    """Torch's AdamW rule, and a list of the updates that went through it."""
-
-    def __init__(self):
-        self.updates = []
-
-    def __call__(self, w, u, state, *, lr, weight_decay):
-        self.updates.append(u.clone())
-        return decay_by_lr(w, u, state, lr=lr, weight_decay=weight_decay)
-
-
 def trained(schedule, weight_decay, lr=0.02):
     """A weight before and after training with the library's AdamW, and the updates of every step."""
-    w, rule = nn.Parameter(randn(8, 5)), Recording()
+    w, updates = nn.Parameter(randn(8, 5)), []
+
+    def rule(w, u, state, *, lr, weight_decay):
+        updates.append(u.clone())
+        return decay_by_lr(w, u, state, lr=lr, weight_decay=weight_decay)
+
     hyper = {"lr": lr, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": weight_decay}
     optimizer = Optimizer([w], hyper, direction=adam, step_rule=rule)
     start = w.detach().clone()
@@ -72,7 +59,7 @@ def trained(schedule, weight_decay, lr=0.02):
         optimizer.param_groups[0]["lr"] = rate
         w.grad = (w.detach() - randn(8, 5, seed=1)) ** 3 + randn(8, 5, seed=step + 2)  # depends on the weight
         optimizer.step()
-    return start, torch.stack(rule.updates), w.detach()
+    return start, torch.stack(updates), w.detach()
 
 
 def rebuilt(start, updates, average, weight_decay):
@@ -86,23 +73,6 @@ def test_the_average_is_the_trained_weight(schedule, weight_decay):
     start, updates, end = trained(schedule, weight_decay)
     average = average_weights(rates_of(schedule), weight_decay)
     torch.testing.assert_close(rebuilt(start, updates, average, weight_decay), end, rtol=1e-12, atol=1e-12)
-
-
-def test_it_is_that_of_torchs_adamw_too():
-    """A gradient that does not depend on the weight, so that each step's update is what a run without decay moves."""
-    moved, decayed = nn.Parameter(randn(6)), nn.Parameter(randn(6))
-    start = decayed.detach().clone()
-    free = torch.optim.AdamW([moved], lr=0.02, weight_decay=0.0)
-    real = torch.optim.AdamW([decayed], lr=0.02, weight_decay=2.0)
-    updates = []
-    for step in range(STEPS):
-        before = moved.detach().clone()
-        moved.grad = decayed.grad = randn(6, seed=step)
-        free.step()
-        real.step()
-        updates.append((before - moved.detach()) / 0.02)
-    average = average_weights([0.02] * STEPS, 2.0)
-    torch.testing.assert_close(rebuilt(start, torch.stack(updates), average, 2.0), decayed.detach())
 
 
 @each_schedule
@@ -160,15 +130,15 @@ def test_the_share_of_the_last_steps():
         (lambda: share_of_last([0.1], 1.0, part=1.5), "above 0 and at most 1"),
         (lambda: tau_in_steps(0.1, 0.0), "weight_decay above 0"),
         (lambda: tau_in_steps(0.0, 0.1), "lr must be a number above 0"),
-        (lambda: decay_for(0.0, 0.1), "tau_steps must be a number above 0"),
-        (lambda: decay_for(math.inf, 0.1), "tau_steps must be a number above 0"),
-        (lambda: steps_per_epoch(100, 200), "count both in tokens"),
-        (lambda: steps_per_epoch(0, 0), "data_size must be"),
-        (lambda: steps_to_runs(1.0, 0), "run_steps must be"),
-        (lambda: runs_to_steps(1.0, -5), "run_steps must be"),
+        (lambda: timescale.decay_for(0.0, 0.1), "tau_steps must be a number above 0"),
+        (lambda: timescale.decay_for(math.inf, 0.1), "tau_steps must be a number above 0"),
+        (lambda: timescale.steps_per_epoch(100, 200), "count both in tokens"),
+        (lambda: timescale.steps_per_epoch(0, 0), "data_size must be"),
+        (lambda: timescale.steps_to_runs(1.0, 0), "run_steps must be"),
+        (lambda: timescale.runs_to_steps(1.0, -5), "run_steps must be"),
         (lambda: rescaled(0.1, 0.1, data=0.0), "data must be"),
         (lambda: rescaled(0.1, 0.0), "weight_decay above 0"),
-        (lambda: retimed_for_one_pass(0.1, -1.0, 0.5), "tokens_per_parameter_ratio must be"),
+        (lambda: timescale.retimed_for_one_pass(0.1, -1.0, 0.5), "tokens_per_parameter_ratio must be"),
         (lambda: forecast(AdamW(nn.Linear(2, 2).parameters()), 0), "steps must be at least 1"),
     ],
 )
@@ -184,24 +154,19 @@ def test_what_makes_no_sense_is_one_sentence(call, words):
 @pytest.mark.parametrize("tau_epochs", [0.25, 4.0, 37.0])
 def test_there_and_back_in_every_unit(tau_epochs):
     size = {"data_size": 65_536, "batch_size": 1024}
-    tau = epochs_to_steps(tau_epochs, **size)
+    tau = timescale.epochs_to_steps(tau_epochs, **size)
     assert tau == 64 * tau_epochs
-    assert steps_to_epochs(tau, **size) == pytest.approx(tau_epochs)
-    decay = decay_for(tau, lr=4e-3)
+    assert timescale.steps_to_epochs(tau, **size) == pytest.approx(tau_epochs)
+    decay = timescale.decay_for(tau, lr=4e-3)
     assert decay == pytest.approx(1 / (4e-3 * 64 * tau_epochs))
     assert tau_in_steps(4e-3, decay) == pytest.approx(tau)
-    assert runs_to_steps(steps_to_runs(tau, 1024), 1024) == pytest.approx(tau)
-    assert steps_to_runs(256, 1024) == 0.25
+    assert timescale.runs_to_steps(timescale.steps_to_runs(tau, 1024), 1024) == pytest.approx(tau)
+    assert timescale.steps_to_runs(256, 1024) == 0.25
     rows = {"data_size": 65_536 / 64, "batch_size": 1024 / 64}
-    assert epochs_to_steps(tau_epochs, **rows) == tau  # tokens or rows, if both are counted alike
-
-
-def test_decay_follows_from_data_and_batch():
-    def decay(data_size, batch_size):
-        return decay_for(epochs_to_steps(4.0, data_size, batch_size), lr=1e-2)
-
-    assert decay(2e6, 1e3) == pytest.approx(decay(1e6, 1e3) / 2)
-    assert decay(1e6, 2e3) == pytest.approx(decay(1e6, 1e3) * 2)
+    assert timescale.epochs_to_steps(tau_epochs, **rows) == tau  # tokens or rows, if both are counted alike
+    for data_size, batch_size, factor in ((131_072, 1024, 0.5), (65_536, 2048, 2.0)):
+        other = timescale.epochs_to_steps(tau_epochs, data_size, batch_size)
+        assert timescale.decay_for(other, lr=4e-3) == pytest.approx(factor * decay)
 
 
 @pytest.mark.parametrize(
@@ -219,17 +184,17 @@ def test_decay_follows_from_data_and_batch():
 def test_rules_keep_the_average_as_long_in_epochs(change, lr, weight_decay):
     new_lr, new_decay = rescaled(6e-3, 0.2, **change)
     assert (new_lr, new_decay) == pytest.approx((6e-3 * lr, 0.2 * weight_decay))
-    old = steps_to_epochs(tau_in_steps(6e-3, 0.2), 1e6, 1e3)
+    old = timescale.steps_to_epochs(tau_in_steps(6e-3, 0.2), 1e6, 1e3)
     data, batch = 1e6 * change.get("data", 1.0), 1e3 * change.get("batch", 1.0)
-    assert steps_to_epochs(tau_in_steps(new_lr, new_decay), data, batch) == pytest.approx(old)
+    assert timescale.steps_to_epochs(tau_in_steps(new_lr, new_decay), data, batch) == pytest.approx(old)
 
 
 def test_one_pass_is_a_power_law():
-    assert retimed_for_one_pass(0.2, 10.0, 0.0) == 0.2
-    assert retimed_for_one_pass(0.2, 4.0, -0.5) == pytest.approx(0.1)
+    assert timescale.retimed_for_one_pass(0.2, 10.0, 0.0) == 0.2
+    assert timescale.retimed_for_one_pass(0.2, 4.0, -0.5) == pytest.approx(0.1)
     once, twice = (
-        retimed_for_one_pass(0.2, 6.0, -0.3),
-        retimed_for_one_pass(retimed_for_one_pass(0.2, 2.0, -0.3), 3.0, -0.3),
+        timescale.retimed_for_one_pass(0.2, 6.0, -0.3),
+        timescale.retimed_for_one_pass(timescale.retimed_for_one_pass(0.2, 2.0, -0.3), 3.0, -0.3),
     )
     assert once == pytest.approx(twice)
 
@@ -243,14 +208,14 @@ MAKERS = {"adamw": AdamW, "lion": Lion, "torch": torch.optim.AdamW}
 def test_the_optimizer_gets_the_decay_that_belongs_to_its_rate(make):
     model = tiny_gpt()
     groups = by_kind(model)
-    groups[0]["lr"] = 5e-4
+    groups[0]["lr"], groups[1]["lr"] = 5e-4, 1e-4
     optimizer = with_timescale(groups, make=make, tau_steps=200.0, lr=2e-3, betas=(0.9, 0.95))
     assert type(optimizer) is make
     check_ownership(model, optimizer.param_groups)
     assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
     found = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     assert found[0] == pytest.approx((5e-4, 10.0))  # a rate of its own
-    assert found[1:] == [(2e-3, 0.0)] * 3  # a decay of their own
+    assert found[1:] == [(1e-4, 0.0), (2e-3, 0.0), (2e-3, 0.0)]  # a decay of their own
     assert "weight_decay" not in groups[0]  # the caller's groups stay as they are
     plain = with_timescale(model.parameters(), make=make, tau_steps=200.0, lr=2e-3)
     assert plain.param_groups[0]["weight_decay"] == pytest.approx(2.5)
@@ -375,20 +340,32 @@ def test_a_forecast_takes_no_step_and_draws_nothing():
     assert not optimizer.state
 
 
-def test_torchs_optimizers_have_their_counterparts():
-    def of(make, **hyper):
-        optimizer = make(nn.Linear(2, 2).parameters(), lr=torch.tensor(0.1) if hyper.pop("tensor", 0) else 0.1, **hyper)
-        found = counterpart(optimizer, optimizer.param_groups[0])
-        assert forecast(optimizer, 5)
-        return found and type(found)
+@pytest.mark.parametrize(
+    ("make", "ours"),
+    [
+        (torch.optim.AdamW, AdamW),
+        (partial(torch.optim.AdamW, lr=torch.tensor(0.1), weight_decay=1.0), AdamW),
+        (partial(torch.optim.AdamW, amsgrad=True), None),
+        (torch.optim.SGD, SGD),
+        (partial(torch.optim.SGD, momentum=0.9, dampening=0.5), None),
+        (torch.optim.Adam, None),
+        (torch.optim.RMSprop, None),
+    ],
+)
+def test_torchs_optimizers_have_their_counterparts(make, ours):
+    optimizer = make(nn.Linear(2, 2).parameters())
+    assert type(timescale.counterpart(optimizer, optimizer.param_groups[0])) is (ours or type(None))
+    assert "group 0: " in str(forecast(optimizer, 5))
 
-    assert of(torch.optim.AdamW) is AdamW
-    assert of(torch.optim.AdamW, tensor=True, weight_decay=1.0) is AdamW
-    assert of(torch.optim.SGD) is SGD
-    assert of(torch.optim.SGD, momentum=0.9, dampening=0.5) is None
-    assert of(torch.optim.Adam) is None
-    assert of(torch.optim.AdamW, amsgrad=True) is None
-    assert of(torch.optim.RMSprop) is None
+
+def test_an_imposed_angle_is_there_from_the_first_step():
+    class Imposing(AdamW):
+        def equilibrium(self, group, fan_in):
+            return Equilibrium(math.nan, math.nan, 0.02, 0.0)
+
+    (found,) = forecast(Imposing(nn.Linear(2, 2).parameters(), weight_decay=0.1), 5)
+    assert (found.settled_angle, found.settled_size, found.tau, found.first_angle) == (0.02, None, None, None)
+    assert found.verdict == "group 0: this optimizer turns weights as in equilibrium from the first step."
 
 
 # --- wrong ones must fail ----------------------------------------------------------------------------------------------
