@@ -70,6 +70,18 @@ def shares_table(record: dict[str, Any]) -> str:
     )
 
 
+def rotation_table(record: dict[str, Any]) -> str:
+    """CPU milliseconds of one step of each optimizer, and of the rotational ones the ratios that have a goal."""
+    rows: list[tuple[Any, ...]] = [("one step", *record["models"])]
+    names = next(iter(record["models"].values()))["cpu_milliseconds"]
+    rows += [(name, *(f"{m['cpu_milliseconds'][name]:.1f} ms" for m in record["models"].values())) for name in names]
+    ratios = next(iter(record["models"].values()))["ratios"]
+    for name in ratios:
+        found = [m["ratios"][name] for m in record["models"].values()]
+        rows.append((name, *(f"{bracket(x)}, goal {x['goal']:.2f}" for x in found)))
+    return table(*rows)
+
+
 def band_table(record: dict[str, Any]) -> str:
     """Where the demo ends, per Python version and precision."""
     rows = [
@@ -241,10 +253,12 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     speed = json.loads((ROOT / "docs" / "results" / "bench_step.json").read_text())
     band = json.loads((ROOT / "minitrain" / "demo.json").read_text())
+    rotation = read_json(ROOT / "docs" / "results" / "rotation_speed.json")
     files = {
         "speed.md": speed_table(speed),
         "shares.md": shares_table(speed),
         "band.md": band_table(band),
+        "rotation_speed.md": rotation_table(rotation) if rotation else NOT_RECORDED,
         "machine.md": f"{speed['cpu']}, {speed['threads']} thread, torch {speed['torch']}\n",
         "ledger.md": ledger(lessons()),
         "course.md": course(lessons()),

@@ -1,0 +1,19 @@
+"""Rejected by check_zero_rows.
+
+A row that never had an update is divided by its usual length, zero.
+"""
+
+from solution import rotation, turned  # noqa: F401
+from torch import Tensor
+
+
+def turn(w: Tensor, u: Tensor, state: dict, angle: float, rms_decay: float) -> Tensor:
+    """Without care for rows of zeros."""
+    norm = state.setdefault("norm", w.norm(dim=1, keepdim=True))
+    u = u - u.mean(dim=1, keepdim=True)
+    u = u - w * (u * w).sum(dim=1, keepdim=True) / norm**2
+    length = u.norm(dim=1, keepdim=True)
+    state["size"] = rms_decay * state.get("size", 0.0) + (1 - rms_decay) * length**2
+    state["ones"] = rms_decay * state.get("ones", 0.0) + (1 - rms_decay)
+    new = w - angle * norm * u / (state["size"] / state["ones"]).sqrt()
+    return new * (norm / new.norm(dim=1, keepdim=True))

@@ -1,0 +1,198 @@
+"""The rotational step (`techniques/rotational.py`) in fewer passes over memory: the same numbers to rounding.
+
+A row's new length follows from three sums and need not be measured. With `u` centred, `along = <u, w> / |w|^2` and the
+squared length `across = |u|^2 - along <u, w>` of what is left of it across `w`, Pythagoras gives
+
+    |w - c (u - along w)|^2 = |w|^2 + c^2 across        so that        w <- q (1 + c along) w - q c u
+
+is the turned row at its old length, written in one go. The present `|w|^2` is summed as well, and the stored length
+restored, so that rounding does not add up. Adam's `u` comes from torch's fused kernel in one more pass. `compiled` has
+torch compile the formula once, for rows of any number and length.
+
+For a CPU, where memory is what a step waits for. Elsewhere, and for 16-bit weights or other layouts than contiguous and
+channels last, the readable form is used.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+from minitrain.runtime.fused import kernel
+
+BLOCK = 1 << 20  # numbers that are turned at once: few calls, and still in a CPU's cache
+
+
+def layout(x: Tensor) -> str | None:
+    """How a tensor lies in memory, if its neurons are rows one after the other."""
+    if x.layout != torch.strided:
+        return None
+    if x.is_contiguous():
+        return "contiguous"
+    return "channels last" if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
+
+
+def as_rows(x: Tensor, rows: int) -> Float[Tensor, "O I"]:
+    """The same memory, one row per neuron; the order of a row's numbers is the memory's."""
+    return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).view(rows, -1)
+
+
+class FastRotation:
+    """Keeps what one step after the other can use: two blocks of scratch memory, and a compiled kernel."""
+
+    def __init__(self, compiled: bool = False):
+        self.compiled = compiled
+        self.scratch: dict[tuple[torch.dtype, int], Tensor] = {}
+        self.compiled_turn: Callable[..., Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"compiled": self.compiled, "scratch": {}, "compiled_turn": None}
+
+    def fits(self, p: Tensor, g: Tensor, state: dict, group: dict[str, Any]) -> bool:
+        """Whether the fast form can step `p`; the first step, which stores the length, is the readable form's."""
+        if "norm" not in state or p.dtype not in (torch.float32, torch.float64) or p.device.type != "cpu" or is_fake(p):
+            return False
+        kind = layout(p)
+        conv = group["per_neuron"] and group.get("row_dims", 1) == 1
+        return kind == layout(g) and p.dtype == g.dtype and (kind == "contiguous" or (kind is not None and conv))
+
+    def adam(self, p: Tensor, g: Tensor, state: dict, group: dict[str, Any]) -> bool:
+        """Takes Adam's direction by torch's fused kernel and turns `p`; or returns False where the kernel does not fit.
+
+        It corrects averages by `1 - beta^t`, which is right for betas that never changed, as those of a state whose only
+        step so far was taken with them.
+        """
+        betas, m, v = group["betas"], state["m"], state["v"]
+        if "t" not in state and (state["m_ones"], state["v_ones"]) == (1 - betas[0], 1 - betas[1]):
+            state.update(t=torch.ones((), device=p.device), betas=betas)
+        if "t" not in state or state["betas"] != betas or not m.stride() == v.stride() == p.stride():
+            for key in ("t", "betas"):
+                state.pop(key, None)
+            return False
+        state["t"] += 1
+        state["m_ones"] = betas[0] * state["m_ones"] + (1 - betas[0])
+        state["v_ones"] = betas[1] * state["v_ones"] + (1 - betas[1])
+
+        # With lr * weight_decay = 1 the kernel forgets the weight it is given, and with lr = -1 it leaves u there.
+        for_u = {**group, "lr": -1.0, "weight_decay": -1.0}
+
+        def direction(block: slice, u: Tensor) -> None:
+            kernel(u, rows_of_g[block], rows_of_m[block], rows_of_v[block], state["t"], for_u)
+
+        rows_of_g, rows_of_m, rows_of_v = (as_rows(x, len(state["norm"])) for x in (g, m, v))
+        self.turn_blocks(p, direction, state, group)
+        return True
+
+    def turn(self, p: Tensor, u: Tensor, state: dict, group: dict[str, Any]) -> None:
+        """Turns `p` against an update `u`, which stays as it is."""
+        if layout(u) != layout(p):
+            u = torch.empty_like(p).copy_(u)
+        rows = as_rows(u, len(state["norm"]))
+        self.turn_blocks(p, lambda block, scratch: scratch.copy_(rows[block]), state, group)
+
+    def turn_blocks(
+        self, p: Tensor, direction: Callable[[slice, Tensor], object], state: dict, group: dict[str, Any]
+    ) -> None:
+        """Turns `p` in place, block of rows by block; `direction(block, u)` writes a block's update into `u`."""
+        norm, size, rms_decay = state["norm"], state["size"], group["rms_decay"]
+        w = as_rows(p, len(norm))
+        ones = state["size_ones"] = rms_decay * state["size_ones"] + (1 - rms_decay)
+        reach = norm * group["angle"] * state["speed"] if "speed" in state else norm * group["angle"]
+        height = max(1, BLOCK // w.shape[1])
+        for start in range(0, len(w), height):
+            block = slice(start, start + height)
+            rows = w[block]
+            u = self.memory(0, rows)
+            direction(block, u)
+            self.turn_one(
+                rows, u, norm[block], size[block], reach[block], rms_decay=rms_decay, ones=ones, center=group["center"]
+            )
+
+    def memory(self, i: int, like: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+        """The first or second block of scratch memory, in a shape."""
+        found = self.scratch.get((like.dtype, i))
+        if found is None or found.numel() < like.numel():
+            found = self.scratch[like.dtype, i] = torch.zeros(max(BLOCK, like.numel()), dtype=like.dtype)
+        return found[: like.numel()].view(like.shape)
+
+    def turn_one(
+        self, w: Tensor, u: Tensor, norm: Tensor, size: Tensor, reach: Tensor, *,
+        rms_decay: float, ones: float, center: bool,
+    ) -> None:  # fmt: skip
+        """Turns one block by the compiled kernel where that is asked for and possible, else by torch's own."""
+        if self.compiled:
+            try:
+                self.compiled_turn = self.compiled_turn or torch.compile(turn_plain_rows, dynamic=True, fullgraph=True)
+                # numbers as a tensor, for a new one must not compile it anew
+                numbers = torch.tensor([rms_decay, ones], dtype=w.dtype)
+                rare = self.compiled_turn(w, u, norm, size, reach, numbers, center)
+            except Exception as error:  # whatever a compiler may raise
+                self.compiled, self.compiled_turn = False, None
+                warnings.warn(f"compiling the rotation failed, so the fast form goes on: {error!r:.200}", stacklevel=2)
+            else:
+                if rare.any():
+                    rows = rare.squeeze(1).nonzero().squeeze(1)
+                    some = [x[rows] for x in (w, u, u, norm, size, reach)]
+                    turn_block(*some, rms_decay=rms_decay, ones=ones, center=center)
+                    w[rows], size[rows] = some[0], some[4]
+                    u.zero_()
+                return
+        turn_block(w, u, self.memory(1, w), norm, size, reach, rms_decay=rms_decay, ones=ones, center=center)
+
+
+def turn_block(
+    w: Tensor, u: Tensor, product: Tensor, norm: Tensor, size: Tensor, reach: Tensor, *,
+    rms_decay: float, ones: float, center: bool,
+) -> None:  # fmt: skip
+    """Turns the rows of `w` by `reach`, each row's angle times its length, and updates `size`, both in place.
+
+    `u` and `product` are used up.
+    """
+    whole: Any = 0.0
+    if center:
+        mean = u.mean(dim=1, keepdim=True)
+        u.sub_(mean)
+        whole = mean.square_().mul_(u.shape[1])
+    squared = torch.linalg.vector_norm(u, dim=1, keepdim=True).square_()
+    dot = torch.mul(u, w, out=product).sum(dim=1, keepdim=True)
+    w_squared = torch.linalg.vector_norm(w, dim=1, keepdim=True).square_()
+    along = dot / w_squared
+    across = torch.addcmul(squared, dot, along, value=-1)
+    whole = squared.add_(whole)
+    rare = not bool((across >= 0.05 * whole).all())
+    if (
+        rare
+    ):  # nearly all of a row's u is along w, and the difference of two large numbers has few digits: project u itself
+        u.addcmul_(w, along, value=-1)
+        along.zero_()
+        across = torch.linalg.vector_norm(u, dim=1, keepdim=True).square_()
+        across = across.where(across > (8 * torch.finfo(u.dtype).eps) ** 2 * whole, 0.0)
+    size.lerp_(across, 1 - rms_decay)
+    # c = angle n / r,  q = n / |w - c u|;  rows without an update stay as they are
+    c = (size / ones).rsqrt_().mul_(reach).where(across > 0, 0.0)
+    q = norm.mul(w_squared.addcmul_(c * c, across).rsqrt_()).where(across > 0, 1.0)
+    c = c.mul_(q)
+    w.mul_(q.addcmul_(c, along)).addcmul_(u, c, value=-1)
+    if rare:
+        u.zero_()  # a NaN must not be met by the next tensor
+
+
+def turn_plain_rows(
+    w: Tensor, u: Tensor, norm: Tensor, size: Tensor, reach: Tensor, numbers: Tensor, center: bool
+) -> Tensor:
+    """What `turn_block` does, as a formula to compile, with `u` left alone; says which rows are rare, and leaves these."""
+    rms_decay, ones = numbers.unbind()
+    mean = u.mean(dim=1, keepdim=True) if center else torch.zeros_like(norm)
+    whole, w_squared = u.square().sum(dim=1, keepdim=True), w.square().sum(dim=1, keepdim=True)
+    along = (u * w).sum(dim=1, keepdim=True) / w_squared
+    across = whole - mean.square() * u.shape[1] - along.square() * w_squared
+    rare = ~(across >= 0.05 * whole)
+    size.copy_(size.lerp(across, 1 - rms_decay).where(~rare, size))
+    c = (reach * (size / ones).rsqrt()).where(~rare & (across > 0), 0.0)
+    q = (norm * (w_squared + c * c * across).rsqrt()).where(c > 0, 1.0)
+    w.copy_(w * (q * (1 + c * along)) - (u - mean) * (q * c))
+    return rare
