@@ -76,6 +76,14 @@ class Training:
     """The shape of the fall (wsd; linear unless given)."""
     clip: float = 1.0
     """Largest joint norm of the gradients; 0 does not clip."""
+    loss_chunk: int | None = None
+    """Tokens whose logits exist at once; without it, those of all that go through the model at once."""
+    recompute_blocks: bool = False
+    """Keep only the input of each block, and compute the rest again in the backward pass."""
+    split_weights: int | None = None
+    """Keep weights in 16 bits, and so many more of each (0 to 16) in the optimizer; without it, in 32."""
+    step_in_backward: bool = False
+    """Step each weight inside the backward pass and drop its gradient at once; needs clip 0 and no micro batches."""
     seed: int = 0
     """Sets the initial weights and the order of the data."""
 
@@ -105,6 +113,24 @@ class Train:
     """The run's folder; without it, the next free one in runs/."""
     resume: Path | None = None
     """Go on with the run in this folder, with its own options."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say how much memory a training step will take, what fills it, and what would help, before anything is run."""
+
+    model: Annotated[Model, tyro.conf.OmitArgPrefixes] = Model()
+    training: Annotated[Training, tyro.conf.OmitArgPrefixes] = Training()
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Where the step is to run; this machine need not have it."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """The precision of matrix products."""
+    vocabulary: int = 256
+    """Size of the vocabulary: 256 for bytes, 50257 for GPT-2's tokens."""
+    gb: float = 24
+    """Memory of the device in GB (2^30 bytes)."""
+    run: int = 0
+    """Then take so many steps here, and measure."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +219,7 @@ class Ledger:
     """List every claim of the course with its verdict."""
 
 
-COMMANDS = Demo | Train | Sample | Lesson | Exercise | Check | Reproduce | Ledger
+COMMANDS = Demo | Train | Plan | Sample | Lesson | Exercise | Check | Reproduce | Ledger
 
 # Peak learning rate and decay that suit a GPT of about 1 M parameters and 1200 steps of 1024 tokens.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -204,15 +230,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16"]) -> "Recipe":
+def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16"], vocabulary: int = 256) -> "Recipe":
     """The recipe that the options name. Raises `ValueError` with one sentence where they do not fit together."""
     import torch.nn.functional as F
     from torch import nn
 
     from minitrain import gpt, optim, schedules
     from minitrain.data.text import own_text, standard_library
-    from minitrain.recipe import Recipe
+    from minitrain.recipe import Recipe, cross_entropy
     from minitrain.runtime.attention import causal_attention
+    from minitrain.runtime.chunked_loss import chunked_cross_entropy
+    from minitrain.runtime.recompute import recompute_blocks
 
     build_model = partial(
         gpt.GPT,
@@ -241,18 +269,43 @@ def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16
     text = partial(own_text, path=str(training.data)) if training.data else standard_library
     if not 0 <= training.clip < float("inf"):
         raise ValueError(f"clip must be a number above 0, or 0 to not clip, not {training.clip}")
+    # What is off leaves no trace in the recipe, so that runs from before an option was there can still be resumed.
+    if vocabulary != 256:
+        build_model = partial(build_model, vocab_size=vocabulary)
+    if training.recompute_blocks:
+        build_model = partial(recompute_blocks, build_model)
+    loss = cross_entropy if training.loss_chunk is None else partial(chunked_cross_entropy, chunk=training.loss_chunk)
+    if training.loss_chunk is not None and training.loss_chunk < 1:
+        raise ValueError(f"loss_chunk must be at least 1 token, not {training.loss_chunk}; leave it out for one chunk")
     return Recipe(
         build_model=build_model,
         data=partial(text, context=model.context),
         steps=training.steps,
         batch_size=training.batch_size,
         micro_batch_size=training.micro_batch_size,
-        make_optimizer=partial(optimizers[training.optimizer], **hyper),
+        loss=loss,
+        make_optimizer=optimizer_of(training, optimizers[training.optimizer], hyper),
         schedules={("*", "lr"): schedule_of(training, schedules)},
         before_step=(partial(optim.ClipGradNorm, max_norm=training.clip),) if training.clip else (),
         precision=precision,
         seed=training.seed,
     )
+
+
+def optimizer_of(training: Training, make: Any, hyper: dict[str, Any]) -> partial:
+    """The maker of the optimizer, with what is put around it."""
+    from minitrain.optim import wrapped
+    from minitrain.techniques.split_weights import SplitWeights
+    from minitrain.techniques.step_in_backward import StepInBackward
+
+    by: tuple = () if training.split_weights is None else (partial(SplitWeights, bits=training.split_weights),)
+    if training.step_in_backward:
+        if training.clip:
+            raise ValueError("step_in_backward has no gradients left to clip by their joint norm; add --clip 0")
+        if training.micro_batch_size not in (None, training.batch_size):
+            raise ValueError("step_in_backward cannot accumulate a gradient; leave micro_batch_size out")
+        by = (*by, StepInBackward)
+    return partial(wrapped, make=make, by=by, **hyper) if by else partial(make, **hyper)
 
 
 def schedule_of(training: Training, schedules: Any) -> partial:

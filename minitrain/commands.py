@@ -1,4 +1,4 @@
-"""What `minitrain demo`, `train` and `sample` do, and all that they show; `cli.py` is where their options come from."""
+"""What `minitrain demo`, `train`, `plan` and `sample` do and show; `cli.py` is where their options come from."""
 
 import json
 import math
@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from minitrain.cli import (
     Ledger,
     Lesson,
     Machine,
+    Plan,
     Reproduce,
     Sample,
     Train,
@@ -33,6 +36,7 @@ from minitrain.data.text import decode, python_version
 from minitrain.lab.course import Predict, ask, ledger, list_of_lessons, reproduce, run_lesson
 from minitrain.lab.exercises import exercises, grade, print_report, write_stub
 from minitrain.lab.intervals import prediction_interval
+from minitrain.lab.plan import Gauge, plan, size_text, take_step
 from minitrain.lab.plots import draw_run
 from minitrain.lab.probes import Rotation
 from minitrain.lab.samples import printable, python_accepts, sample_text
@@ -54,6 +58,9 @@ def carry_out(options: Any) -> None:
         case Train():
             folder = options.resume or options.out or next_free_folder("train")
             finished = train_and_report(options, folder, resume=options.resume is not None).finished
+        case Plan():
+            run_plan(options)
+            finished = True
         case Sample():
             run_sample(options)
             finished = True
@@ -116,6 +123,7 @@ def train_and_report(
     """Trains what the options say, with everything a person wants to see around it."""
     device, precision = set_up(options.machine)
     recipe = recipe_of(options.model, options.training, precision)  # ty: ignore[invalid-argument-type]
+    gauge = Gauge(recipe, device, compiled=options.machine.compile)
     run = build(recipe, device)
     if not resume:
         check_writable(folder)
@@ -134,6 +142,7 @@ def train_and_report(
             f"Stopped after step {run.step} of {recipe.steps} and saved; go on with: {command()} train --resume {folder}"
         )
         return run
+    memory = str(gauge)
     export_weights(run.model, folder / "model.safetensors")
     draw_run(run.metrics, folder / "picture.png", guess)
     print(
@@ -141,6 +150,7 @@ def train_and_report(
     )
     if samples:
         print(count_accepted_lines(run))
+    print(memory)
     print(f"Picture: {folder / 'picture.png'}")
     return run
 
@@ -175,6 +185,54 @@ def bits_per_byte(run: Run) -> float:
     if loss is None:
         raise FloatingPointError("the validation loss is no longer a number; lower lr or warm up for longer")
     return loss / math.log(2)
+
+
+# --- memory ------------------------------------------------------------------------------------------------------------
+
+
+def run_plan(options: Plan) -> None:
+    """`minitrain plan`: what a step takes, whether that fits, and what would help."""
+    if options.run < 0 or not options.gb > 0:
+        raise ValueError("run must be a number of steps, 0 or above, and gb a size above 0")
+    device = choose_device(options.device).value if options.run else options.device
+    recipe = recipe_of(options.model, options.training, options.precision, options.vocabulary)
+    planned = plan(recipe, options.device)
+    print(planned)
+    kind = max(planned.peak, key=planned.peak.__getitem__)
+    fits = "fits" if planned.fits(options.gb) else "does not fit"
+    print(f"Most of the peak is {kind}. {size_text(planned.total)} {fits} into {options.gb:g} GB.")
+    print("\n".join(what_would_help(options, planned.total)))
+    if options.run:
+        gauge = Gauge(recipe, device)
+        run = build(recipe, device)
+        for _ in range(options.run):
+            take_step(run, nullcontext)
+        print(gauge)
+
+
+def what_would_help(options: Plan, total: int) -> list[str]:
+    """The peak with each further option by itself, the lowest first."""
+    training = options.training
+    tokens = training.micro_batch_size or training.batch_size
+    chunk, half = max(1, min(1024, tokens // 4)), tokens // 2
+    choices: dict[str, dict[str, Any]] = {}
+    if training.loss_chunk is None:
+        choices[f"--loss-chunk {chunk}"] = {"loss_chunk": chunk}
+    if not training.recompute_blocks:
+        choices["--recompute-blocks"] = {"recompute_blocks": True}
+    if training.split_weights is None:
+        choices["--split-weights 16"] = {"split_weights": 16}
+    if not training.step_in_backward and tokens == training.batch_size:
+        choices["--step-in-backward --clip 0"] = {"step_in_backward": True, "clip": 0}
+    if not training.step_in_backward and tokens % (2 * options.model.context) == 0:
+        choices[f"--micro-batch-size {half}"] = {"micro_batch_size": half}
+    peaks = {}
+    for words, choice in choices.items():
+        recipe = recipe_of(options.model, replace(training, **choice), options.precision, options.vocabulary)
+        peaks[words] = plan(recipe, options.device).total
+    lowest_first = sorted(peaks.items(), key=lambda pair: pair[1])
+    lines = [f"  {words:<28} {size_text(peak):>10}  {100 * (peak / total - 1):+4.0f} %" for words, peak in lowest_first]
+    return ["With one more option:", *lines] if lines else []
 
 
 # --- samples -----------------------------------------------------------------------------------------------------------

@@ -84,6 +84,13 @@ BAD = {  # arguments after TINY, and what the sentence must name
     "threads": (["--threads", "0"], ["threads", "at least 1"]),
     "unknown option": (["--sped", "3"], ["--sped"]),
     "norm": (["--norm", "batch"], ["--norm", "batch", "rms"]),
+    "loss chunk zero": (["--loss-chunk", "0"], ["loss_chunk", "at least 1"]),
+    "bits": (["--split-weights", "17"], ["bits", "0 to 16", "17"]),
+    "clipping in backward": (["--step-in-backward"], ["step_in_backward", "--clip 0"]),
+    "accumulating in backward": (
+        ["--step-in-backward", "--clip", "0", "--micro-batch-size", "32"],
+        ["step_in_backward", "micro_batch_size"],
+    ),
 }
 
 
@@ -196,6 +203,10 @@ def test_sample_writes_text_and_refuses_bad_values(text: Path, capsys: pytest.Ca
         ({"schedule": "cosine"}, "schedules.*.lr"),
         ({"shape": "square"}, "schedules.*.lr.shape"),
         ({"batch_size": 2048}, "batch_size"),
+        ({"loss_chunk": 64}, "loss.chunk"),
+        ({"recompute_blocks": True}, "build_model.0"),
+        ({"split_weights": 8}, "make_optimizer.by.0.bits"),
+        ({"step_in_backward": True, "clip": 0.0}, "make_optimizer.by.0"),
     ],
 )
 def test_each_option_reaches_the_recipe(options: dict, path: str):
@@ -225,7 +236,7 @@ def test_every_model_option_builds(field: str):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [([], "demo, train, sample"), (["frob"], "frob"), (["sample"], "PATH")]
+    ("arguments", "named"), [([], "demo, train, plan, sample"), (["frob"], "frob"), (["sample"], "PATH")]
 )
 def test_a_command_that_is_none_is_one_sentence(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]):
     code, error = outcome(arguments, capsys)
@@ -329,6 +340,36 @@ def test_options_survive_their_file(tmp_path: Path):
     options = Train(Model(depth=2), Training(data=Path("x").resolve(), betas=(0.8, 0.9)), Machine(threads=1))
     cli.write_options(tmp_path, options)
     assert cli.read_options(tmp_path) == options
+
+
+ALL_TRICKS = ["--loss-chunk", "16", "--recompute-blocks", "--split-weights", "8", "--step-in-backward", "--clip", "0"]
+
+
+def test_a_run_that_saves_memory_is_resumed_with_its_own_options(text: Path, capsys: pytest.CaptureFixture[str]):
+    cli.main(["train", *TINY, *ALL_TRICKS, "--data", str(text), "--out", "run"])
+    assert "MB predicted; the process grew by" in capsys.readouterr().out
+    assert cli.read_options(Path("run")).training.split_weights == 8
+    weights = torch.load(checkpoints(Path("run"))[0], weights_only=True)["model"]
+    assert weights["head.weight"].dtype == torch.bfloat16
+    assert outcome(["train", "--resume", "run"], capsys)[0] == 0
+    assert "bits" in outcome(["train", "--resume", "run", "--split-weights", "16"], capsys)[1]
+    assert outcome(["sample", "run", "--tokens", "3"], capsys)[0] == 0
+
+
+def test_a_plan_says_what_fits_and_what_would_help(text: Path, capsys: pytest.CaptureFixture[str]):
+    cli.main(["plan", *TINY[:8], "--data", str(text), "--gb", "0.0001"])
+    shown = capsys.readouterr().out
+    for expected in ("28,768 parameters", "optimizer state", "(peak)", "does not fit into 0.0001 GB"):
+        assert expected in shown
+    helps = [float(line.split()[-2]) for line in shown.partition("With one more option:\n")[2].splitlines()]
+    assert helps == sorted(helps)
+    assert len(helps) == 5
+    cli.main(["plan", *TINY[:8], *ALL_TRICKS, "--data", str(text), "--device", "cpu", "--run", "1"])
+    shown = capsys.readouterr().out
+    assert "fits into 24 GB" in shown
+    assert "With one more option" not in shown
+    assert "the process grew by" in shown
+    assert "run must be" in outcome(["plan", "--run", "-1"], capsys)[1]
 
 
 def test_the_demo_shows_samples_band_and_picture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
