@@ -245,6 +245,7 @@ def test_where_rotation_and_norm_go_when_the_rate_falls(meaning):
     rotation, norm = (after / before for before, after in zip(*late, strict=True))
     assert (rotation.item(), norm.item()) == pytest.approx(A_QUARTER[meaning], rel=0.05)
     settled = optimizer.equilibrium(optimizer.param_groups[0], 200)
+    assert settled is not None
     assert [x.item() for x in late[1]] == pytest.approx([settled.rotation, settled.norm], rel=0.05)
 
 
