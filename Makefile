@@ -39,6 +39,8 @@ docs-zensical: docs-sources  # the same pages, into the same site/, by the theme
 
 bench: .venv/ready-base
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/rotation.py
 	$(BIN)/python benchmarks/lessons.py
 
 clean:

@@ -82,6 +82,44 @@ def rotation_table(record: dict[str, Any]) -> str:
     return table(*rows)
 
 
+def memory_table(record: dict[str, Any]) -> str:
+    """The predicted peak of a step of GPT-2 by batch and by what saves memory, and its share of the plain step's."""
+    rows: list[tuple[Any, ...]] = [("a step of GPT-2", "peak", "of the plain step's", "peak in the", "TFLOP")]
+    for step in record["gpt2"]:
+        name = f"{count(step['rows'], 'text')}, {' + '.join(step['ways']) or 'plain'}"
+        cells = (f"{step['peak_gb']:.2f} GB", f"{step['share']:.2f}", step["peak_in"], f"{step['tflop']:.2f}")
+        rows.append((name, *cells))
+    return table(*rows)
+
+
+def memory_times_table(record: dict[str, Any]) -> str:
+    """What a step takes beside another one, by CPU time; and bytes a parameter where nearly all is weights."""
+    times = record["times"]
+    rows: list[tuple[Any, ...]] = [("CPU time", "as a multiple of", "median (smallest to largest)")]
+    rows += [
+        (f"optimizer step, {name}", "torch's fused float32 AdamW", bracket({"median": x["ratio"], **x}))
+        for name, x in times["alone"].items()
+    ]
+    rows += [
+        (f"whole step, {name}", f"whole step, {times['of'][name]}", bracket({"median": x["ratio"], **x}))
+        for name, x in times["whole"].items()
+    ]
+    rows.append(("**bytes a parameter**", "**predicted**", "**measured on a CPU**"))
+    for x in record["tower"]:
+        name = f"AdamW, {' + '.join(x['ways']) or 'plain'}"
+        rows.append((name, f"{x['predicted_cpu']:.2f}", f"{x['measured_cpu']:.2f}"))
+    return table(*rows)
+
+
+def estimate_table(record: dict[str, Any]) -> str:
+    """The optimizer's share of a step on a GPU, from bytes and operations alone."""
+    rows = [("GPU", "optimizer step", "of a step of 2,048 tokens", "of 65,536 tokens", "5 % of a step of")]
+    for x in record["gpu_estimate"]:
+        shares = (f"{100 * x[f'share_{tokens}']:.3g} %" for tokens in (2048, 65536))
+        rows.append((x["gpu"], x["step"], *shares, f"{x['tokens_for_5_percent']:,.0f} tokens"))
+    return table(*rows)
+
+
 def band_table(record: dict[str, Any]) -> str:
     """Where the demo ends, per Python version and precision."""
     rows = [
@@ -262,12 +300,16 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     speed = json.loads((ROOT / "docs" / "results" / "bench_step.json").read_text())
     band = json.loads((ROOT / "minitrain" / "demo.json").read_text())
-    rotation = read_json(ROOT / "docs" / "results" / "rotation_speed.json")
+    rotation = json.loads((ROOT / "docs" / "results" / "rotation_speed.json").read_text())
+    memory = json.loads((ROOT / "docs" / "results" / "memory_sizes.json").read_text())
     files = {
+        "memory_sizes.md": memory_table(memory),
+        "memory_times.md": memory_times_table(memory),
+        "memory_estimate.md": estimate_table(memory),
         "speed.md": speed_table(speed),
         "shares.md": shares_table(speed),
         "band.md": band_table(band),
-        "rotation_speed.md": rotation_table(rotation) if rotation else NOT_RECORDED,
+        "rotation_speed.md": rotation_table(rotation),
         "machine.md": f"{speed['cpu']}, {speed['threads']} thread, torch {speed['torch']}\n",
         "ledger.md": ledger(lessons()),
         "course.md": course(lessons()),
