@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -376,9 +377,9 @@ def test_blocks_rotate_and_all_else_is_left_alone():
     [
         (lambda: RotationalAdamW([randn(4, 4)], weight_decay=0.0), ["weight_decay above 0", "rotates=False"]),
         (lambda: RotationalSGD([{"params": [randn(4, 4)], "rotates": True}], weight_decay=0.0), ["weight_decay"]),
-        (lambda: RotationalAdamW([torch.zeros(4, 4)]), ["4 of the 4 rows", "rotates=False"]),
-        (lambda: RotationalAdamW([torch.ones(3, 4)]), ["3 of the 3 rows", "equal in all inputs"]),
-        (lambda: RotationalAdamW([torch.full((3, 4), math.nan)]), ["3 of the 3 rows"]),
+        (lambda: RotationalAdamW([nn.Parameter(torch.zeros(4, 4))]), ["4 of the 4 rows", "rotates=False"]),
+        (lambda: RotationalAdamW([nn.Parameter(torch.ones(3, 4))]), ["3 of the 3 rows", "equal in all inputs"]),
+        (lambda: RotationalAdamW([nn.Parameter(torch.full((3, 4), math.nan))]), ["3 of the 3 rows"]),
         (lambda: RotationalAdamW([{"params": [randn(4)], "rotates": True}]), ["3 inputs", "(4,)"]),
         (lambda: RotationalAdamW([randn(4, 2)]), ["at least 3 inputs", "centred"]),
         (lambda: RotationalAdamW([randn(4, 1)], center=False), ["at least 2 inputs"]),
@@ -390,6 +391,7 @@ def test_blocks_rotate_and_all_else_is_left_alone():
         (lambda: object.__new__(RotationalAdamW).choose(True, True, 0.9, False, "quick"), ["'fast'", "'quick'"]),
         (lambda: unbalance(AdamW([randn(4, 4)]), 0.5, 2.0), ["rotational"]),
         (lambda: unbalance(RotationalAdamW([randn(4, 4)]), 0.0, 2.0), ["fraction"]),
+        (lambda: unbalance(RotationalAdamW([randn(4, 4)], per_neuron=False), 0.5, 2.0), ["per_neuron=False"]),
     ],
 )
 def test_what_cannot_work_is_refused_with_one_sentence(make, words):
@@ -410,7 +412,7 @@ def test_unknown_arguments_and_sparse_gradients_are_refused():
 
 
 def test_a_refused_group_leaves_weights_and_optimizer_alone():
-    good, zero = randn(4, 4), torch.zeros(4, 4)
+    good, zero = nn.Parameter(randn(4, 4)), nn.Parameter(torch.zeros(4, 4))
     before = good.clone()
     optimizer = RotationalAdamW([randn(3, 3)])
     with pytest.raises(ValueError, match="4 of the 4 rows"):
@@ -517,11 +519,128 @@ def test_layouts_and_changing_betas_give_the_same_numbers(make, mixed):
         torch.testing.assert_close(path, paths[0], rtol=1e-9, atol=1e-12)
 
 
+def test_steps_that_another_form_took_are_not_forgotten():
+    paths = []
+    for forms in (("readable",) * 3, ("fast", "readable", "fast")):
+        w, saved = randn(4, 16, seed=1).requires_grad_(), None
+        for turn, form in enumerate(forms):
+            optimizer = MAKERS["adamw"]([w], form=form)
+            if saved:
+                optimizer.load_state_dict(saved)
+            for step in range(5 + 10 * turn):
+                w.grad = randn(4, 16, seed=100 * turn + step)
+                optimizer.step()
+            saved = copy.deepcopy(optimizer.state_dict())
+        paths.append(w.detach())
+    torch.testing.assert_close(*paths, rtol=1e-9, atol=1e-12)
+
+
+def change_a_list_of_betas():
+    """For a process of its own, as types are checked here: prints how far fast and readable form come apart."""
+    paths = []
+    for form in ("readable", "fast"):
+        w = randn(4, 16, seed=1).requires_grad_()
+        optimizer = MAKERS["adamw"]([w], form=form)
+        optimizer.param_groups[0]["betas"] = betas = [0.9, 0.95]
+        for step in range(8):
+            betas[1] = 0.95 if step < 4 else 0.8
+            w.grad = randn(4, 16, seed=step)
+            optimizer.step()
+        paths.append(w.detach())
+    print(float((paths[0] - paths[1]).abs().max()))
+
+
+def test_betas_may_be_a_list_that_is_changed_in_place():
+    assert float(in_own_process("change_a_list_of_betas()")) < 1e-9
+
+
+@pytest.mark.parametrize("form", ["readable", "fast"])
+def test_an_empty_weight_is_stepped_too(form):
+    walk(MAKERS["adamw"], 3, shape=(0, 4), form=form)
+
+
+def test_a_frozen_weight_is_left_alone_until_it_is_thawed():
+    w = randn(4, 16) + 0.5
+    before = w.clone()
+    optimizer = RotationalAdamW([w, torch.zeros(4, 4)], lr=1e-9)
+    assert torch.equal(w, before)
+    w.requires_grad_().grad = randn(4, 16)
+    optimizer.step()
+    assert w.mean(dim=1).abs().max() < 1e-9
+
+
 def test_shapes_alone_are_stepped_too():
     with FakeTensorMode(allow_non_fake_inputs=True):
         model, _ = trained(steps=3)
     assert all(p.shape == q.shape for p, q in zip(model.parameters(), tiny_gpt().parameters(), strict=True))
     assert "turns" in str(RotationalAdamW(by_kind(tiny_gpt().to("meta"))))
+
+
+@pytest.mark.parametrize("form", ["readable", "fast"])
+@pytest.mark.parametrize("center", [True, False])
+def test_one_number_that_is_none_spoils_its_neuron_alone(form, center):
+    """And is not hidden by a neuron that stands still from then on."""
+
+    def spoiled(g, step, w):
+        g[1, 0] = math.nan if step == 3 else 1.0
+        g[2, 0] = math.inf if step == 3 else 1.0
+        return g
+
+    path = walk(MAKERS["sgd"], 5, gradient=spoiled, form=form, center=center)[1]
+    assert path[-1].isnan().all(dim=1).tolist() == [False, True, True, False, False, False]
+    assert path[-1, 3:].isfinite().all()
+
+
+def test_split_weights_see_a_gradient_that_is_no_number():
+    w = randn(4, 16, dtype=torch.float32).requires_grad_()
+    optimizer = SplitWeights(MAKERS["adamw"]([w]))
+    for factor in (1.0, math.nan):
+        w.grad = factor * randn(4, 16).to(w.dtype)
+        with pytest.raises(FloatingPointError) if math.isnan(factor) else nullcontext():
+            optimizer.step()
+
+
+def dying(scale):
+    """Gradients of which the second neuron's are `scale` times as large from the fourth step on."""
+
+    def gradient(g, step, w):
+        g[1] *= scale if step >= 3 else 1.0
+        return g
+
+    return gradient
+
+
+def lengths_of_a_dying_neuron(form):
+    """Prints by how much lengths change in a long run in float32 of which a neuron's gradient stops, or is out of range."""
+    torch.set_num_threads(1)
+    for make, scale, steps in (
+        (partial(RotationalAdamW, lr=0.01, weight_decay=0.1, betas=(0.95, 0.999)), 0.0, 1100),
+        (partial(RotationalAdamW, lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), rms_decay=0.0), 0.0, 700),
+        (partial(RotationalSGD, lr=0.01, weight_decay=0.1), 1e-22, 200),
+        (partial(RotationalSGD, lr=0.01, weight_decay=0.1), 1e20, 50),
+    ):
+        optimizer, path = walk(
+            make,
+            steps,
+            shape=(4, 16),
+            start=centered(randn(4, 16)),
+            dtype=torch.float32,
+            gradient=dying(scale),
+            form=form,
+        )
+        norms = path.double().norm(dim=2)
+        assert form != "compiled" or optimizer.fast.compiled
+        still = torch.equal(path[-1, 1], path[-2, 1])
+        print(float((norms / norms[0] - 1).abs().nan_to_num(math.inf).max()), int(still))
+
+
+@pytest.mark.parametrize("form", ["readable", "fast", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_neuron_whose_gradient_stops_or_cannot_be_squared_stands_still_at_its_length(form):
+    found = in_own_process(f"lengths_of_a_dying_neuron({form!r})").splitlines()
+    assert len(found) == 4
+    for line in found:
+        change, still = map(float, line.split())
+        assert (change < 1e-5, still) == (True, 1), line
 
 
 def test_a_gradient_that_is_no_number_spoils_only_its_own_weight():
@@ -685,6 +804,11 @@ def test_the_schedule_may_multiply_the_angle():
         full = optimizer.angle(group)
         group["lr"] = 0.0025
         assert optimizer.angle(group) == pytest.approx(full * 0.25**power)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=10, cycle_momentum=False)
+    group["lr"] = 0.01  # at its peak, 25 times what it made the initial rate
+    with pytest.raises(ValueError, match=r"\w") as error:
+        optimizer.angle(group)
+    assert_one_sentence(error.value, "initial_lr", "0.0004", "0.01")
 
 
 def test_probes_find_the_rotation_that_is_reported():
@@ -696,6 +820,10 @@ def test_probes_find_the_rotation_that_is_reported():
     assert settled is not None
     assert (settled.rotation, settled.steps) == (optimizer.angle(optimizer.param_groups[0]), 0.0)
     assert math.isnan(settled.norm)
+    whole = RotationalAdamW([randn(4, 4)], per_neuron=False)
+    settled = whole.equilibrium(whole.param_groups[0], fan_in=4)
+    assert settled is not None
+    assert (math.isnan(settled.rotation), settled.steps) == (True, 0.0)
     lines = train(recipe, probes=[Rotation(every=1), Norm(every=1)], log_every=1).metrics
     first, last = (lines[i]["norm"] for i in (1, -1))
     assert first == pytest.approx(last, rel=1e-5)
@@ -718,6 +846,25 @@ def test_an_imbalance_is_what_was_asked_for():
         torch.testing.assert_close(ratio[:, fast], 3 * torch.ones(10, 10, dtype=torch.float64), rtol=1e-6, atol=0.0)
         other = unbalance(make([randn(40, 30)]), 0.25, 3.0, seed=5)
         assert not torch.equal(next(iter(other.state.values()))["speed"], next(iter(optimizer.state.values()))["speed"])
+
+
+def test_an_imbalance_reaches_small_weights_too():
+    optimizer = unbalance(RotationalAdamW([randn(4, 4)]), 0.1, 10.0)
+    assert sorted(next(iter(optimizer.state.values()))["speed"].flatten().tolist()) == [1.0, 1.0, 1.0, 10.0]
+
+
+def test_a_weight_of_another_length_turns_by_its_direction():
+    """Readable and fast, where someone doubles a weight in mid-run."""
+    paths = []
+    for form in ("readable", "fast"):
+        w = randn(4, 16, seed=1).requires_grad_()
+        optimizer = MAKERS["sgd"]([w], form=form)
+        for step in range(4):
+            w.data.mul_(2.0 if step == 3 else 1.0)
+            w.grad = randn(4, 16, seed=step) + 3 * w.detach()
+            optimizer.step()
+        paths.append(w.detach())
+    torch.testing.assert_close(*paths, rtol=1e-9, atol=1e-12)
 
 
 def test_tied_weights_are_centred_and_stepped_once():

@@ -13,6 +13,7 @@ For a CPU, where memory is what a step waits for. Elsewhere, and for 16-bit weig
 channels last, the readable form is used.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -41,6 +42,15 @@ def as_rows(x: Tensor, rows: int) -> Float[Tensor, "O I"]:
     return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).view(rows, -1)
 
 
+def usable(across: Float[Tensor, "O 1"], dot: Float[Tensor, "O 1"]) -> Float[Tensor, "O 1"]:
+    """Squared lengths of what an update has across a row, or 0 where they are too small or large to divide by.
+
+    `dot` is the update's inner product with the row: where that is no finite number, the answer is NaN.
+    """
+    limits = torch.finfo(across.dtype)
+    return across.where((across > 1e8 * limits.tiny) & (across < 1e-8 * limits.max), dot * 0)
+
+
 class FastRotation:
     """Keeps what one step after the other can use: two blocks of scratch memory, and a compiled kernel."""
 
@@ -56,6 +66,8 @@ class FastRotation:
         """Whether the fast form can step `p`; the first step, which stores the length, is the readable form's."""
         if "norm" not in state or p.dtype not in (torch.float32, torch.float64) or p.device.type != "cpu" or is_fake(p):
             return False
+        if not p.numel():
+            return False
         kind = layout(p)
         conv = group["per_neuron"] and group.get("row_dims", 1) == 1
         return kind == layout(g) and p.dtype == g.dtype and (kind == "contiguous" or (kind is not None and conv))
@@ -64,12 +76,17 @@ class FastRotation:
         """Takes Adam's direction by torch's fused kernel and turns `p`; or returns False where the kernel does not fit.
 
         It corrects averages by `1 - beta^t`, which is right for betas that never changed, as those of a state whose only
-        step so far was taken with them.
+        step so far was taken with them, and while no step was taken without counting it in `t`.
         """
-        betas, m, v = group["betas"], state["m"], state["v"]
-        if "t" not in state and (state["m_ones"], state["v_ones"]) == (1 - betas[0], 1 - betas[1]):
+        betas, m, v = tuple(group["betas"]), state["m"], state["v"]
+        ones = state["m_ones"], state["v_ones"]
+        if "t" not in state and ones == (1 - betas[0], 1 - betas[1]):
             state.update(t=torch.ones((), device=p.device), betas=betas)
-        if "t" not in state or state["betas"] != betas or not m.stride() == v.stride() == p.stride():
+        counted = "t" in state and tuple(state["betas"]) == betas
+        if counted:
+            t = state["t"].item()
+            counted = all(math.isclose(x, 1 - beta**t, rel_tol=1e-9) for x, beta in zip(ones, betas, strict=True))
+        if not counted or not m.stride() == v.stride() == p.stride():
             for key in ("t", "betas"):
                 state.pop(key, None)
             return False
@@ -171,10 +188,11 @@ def turn_block(
         along.zero_()
         across = torch.linalg.vector_norm(u, dim=1, keepdim=True).square_()
         across = across.where(across > (8 * torch.finfo(u.dtype).eps) ** 2 * whole, 0.0)
+    across = usable(across, dot)
     size.lerp_(across, 1 - rms_decay)
     # c = angle n / r,  q = n / |w - c u|;  rows without an update stay as they are
-    c = (size / ones).rsqrt_().mul_(reach).where(across > 0, 0.0)
-    q = norm.mul(w_squared.addcmul_(c * c, across).rsqrt_()).where(across > 0, 1.0)
+    c = (size / ones).rsqrt_().mul_(reach).where(across != 0, 0.0)
+    q = norm.mul(w_squared.addcmul_(c, c * across).rsqrt_()).where(across != 0, 1.0)
     c = c.mul_(q)
     w.mul_(q.addcmul_(c, along)).addcmul_(u, c, value=-1)
     if rare:
@@ -188,11 +206,13 @@ def turn_plain_rows(
     rms_decay, ones = numbers.unbind()
     mean = u.mean(dim=1, keepdim=True) if center else torch.zeros_like(norm)
     whole, w_squared = u.square().sum(dim=1, keepdim=True), w.square().sum(dim=1, keepdim=True)
-    along = (u * w).sum(dim=1, keepdim=True) / w_squared
+    dot = (u * w).sum(dim=1, keepdim=True)
+    along = dot / w_squared
     across = whole - mean.square() * u.shape[1] - along.square() * w_squared
     rare = ~(across >= 0.05 * whole)
+    across = usable(across, dot)
     size.copy_(size.lerp(across, 1 - rms_decay).where(~rare, size))
     c = (reach * (size / ones).rsqrt()).where(~rare & (across > 0), 0.0)
-    q = (norm * (w_squared + c * c * across).rsqrt()).where(c > 0, 1.0)
+    q = (norm * (w_squared + c * (c * across)).rsqrt()).where(c > 0, 1.0)
     w.copy_(w * (q * (1 + c * along)) - (u - mean) * (q * c))
     return rare

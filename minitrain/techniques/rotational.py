@@ -6,7 +6,7 @@ the first step: no decay is applied, `weight_decay` only says together with `lr`
 decay, for each neuron's weight `w` of length `n`, which stays what it was at first:
 
     u <- u - mean(u)                                  no common shift of all inputs (`center`)
-    u <- u - w <u, w> / n^2                           only what goes across w
+    u <- u - w <u, w> / |w|^2                         only what goes across w
     size <- average of |u|^2 with `rms_decay`         its usual length, with the bias of the average corrected
     w <- w - angle n u / sqrt(size);   w <- n w/|w|   back onto the sphere
 
@@ -18,13 +18,16 @@ Reference: Kosson et al., 2023, arXiv 2305.17212, and its official code for the 
 When it does not help: these are probes of the theory, and no better optimizers in general. Where plain training never comes
 near its equilibrium (small `lr * weight_decay`, or a short run), the imposed rotation is not the one that was tuned, and the
 same values train worse. Weights that no normalization follows lose their length as something to learn. A schedule reaches
-the angle through its root: a rate of a quarter turns half as far, unless `schedule_rotation` has the angle follow it.
+the angle through its root: a rate of a quarter turns half as far, unless `schedule_rotation` has the angle follow it. A
+`weight_decay` that a schedule takes to 0 ends the rotation. Plain bf16 weights lose rotations smaller than their last bit,
+so use `SplitWeights`; its `moments=torch.bfloat16` rounds the stored lengths too, by up to 0.2 %.
 
 Deviations: the angle of Nesterov's momentum is its own equilibrium's, where the code takes the heavy ball's, 14 % less at
-0.9. No small number is added to the length of `u`; a neuron whose `u` is zero or, but for rounding, along `w`, stands still.
+0.9. No small number is added to the length of `u`; a neuron stands still whose `u` is zero, or along `w` but for rounding,
+or of a length that cannot be squared safely (in float32 below 1e-15 or above 1e15). One whose `u` is NaN becomes NaN.
 `schedule_rotation` is ours; the authors square the schedule instead. Weights are centred when a group is added, so that the
 first step is a pure rotation; one that is centred already keeps its bits. Lengths are stored in the first step, and a weight
-that was loaded in between is centred then.
+that was loaded in between, or was frozen before, is centred then.
 """
 
 import math
@@ -38,7 +41,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from minitrain.equilibrium import Equilibrium, equilibrium, equilibrium_l2
 from minitrain.optim import SGD, AdamW, Lion, Optimizer, PlainStorage, adam, l2_gradient, needed, plain_gradient
-from minitrain.runtime.fast_rotation import FastRotation
+from minitrain.runtime.fast_rotation import FastRotation, usable
 
 Form = Literal["fast", "readable", "compiled"]
 
@@ -68,17 +71,19 @@ def rotate(
     norm, whole = state["norm"], length(u)
     if center:
         u = u - u.mean(dim=1, keepdim=True)
-    # u <- u - w <u, w> / n^2
-    u = u - x * ((u * x).sum(dim=1, keepdim=True) / norm.square())
+    # u <- u - w <u, w> / |w|^2
+    dot = (u * x).sum(dim=1, keepdim=True)
+    u = u - x * (dot / x.square().sum(dim=1, keepdim=True))
     across = length(u)
-    across = across.where(across > 8 * torch.finfo(u.dtype).eps * whole, 0.0)  # less is rounding
+    across = across.where(across > 8 * torch.finfo(u.dtype).eps * whole, 0.0).square()  # less is rounding
+    across = usable(across, dot)
     # size <- f size + (1-f) |u|^2,  and the same average of ones
-    size = state["size"].lerp_(across.square(), 1 - rms_decay)
+    size = state["size"].lerp_(across, 1 - rms_decay)
     ones = state["size_ones"] = rms_decay * state["size_ones"] + (1 - rms_decay)
     # w <- w - angle n u / r,  then w <- n w / |w|
     turned = x - angle * state.get("speed", 1.0) * norm * u / (size / ones).sqrt()
     turned = turned * (norm / length(turned))
-    return turned.where(across > 0, x).view_as(w).to(w.dtype)
+    return turned.where(across != 0, x).view_as(w).to(w.dtype)
 
 
 # --8<-- [end:rotate]
@@ -155,7 +160,10 @@ def which_rotate(optimizer: "Rotational", model: nn.Module | None = None) -> str
 
 
 def check(group: dict[str, Any]) -> list[Tensor]:
-    """The group's parameters that rotate. Raises `ValueError` with one sentence where something cannot."""
+    """The group's parameters that rotate, but for frozen ones, whose values are not looked at until they are stepped.
+
+    Raises `ValueError` with one sentence where something cannot rotate.
+    """
     for key in ("per_neuron", "center", "schedule_rotation"):
         if type(group[key]) is not bool:
             raise ValueError(f"{key} must be True or False, not {group[key]!r}")
@@ -170,8 +178,10 @@ def check(group: dict[str, Any]) -> list[Tensor]:
         )
     for p in turning:
         check_shape(p, group)
+    trained = [p for p in turning if p.requires_grad]
+    for p in trained:
         refuse_zeros(neurons(p.detach(), group.get("row_dims", 1), group["per_neuron"]), group["center"])
-    return turning
+    return trained
 
 
 def check_shape(p: Tensor, group: dict[str, Any]) -> None:
@@ -196,9 +206,9 @@ class Rotational(Optimizer):
 
     Keys of a group beside that optimizer's: `rotates` (see `rotates`), and one's own `per_neuron` (False: the whole tensor
     is one vector), `center`, `rms_decay` and `schedule_rotation` (the schedule of `lr` multiplies the angle, where it would
-    go in by its root). Parameters that do not rotate are stepped plainly, with decay. Printing the optimizer, or
-    `which_rotate(optimizer, model)`, says which do. `form` is how rotations are computed: "fast" and "compiled" give the
-    numbers of "readable", the definition, to rounding.
+    go in by its root; it may not go above `initial_lr`). Parameters that do not rotate are stepped plainly, with decay.
+    Printing the optimizer, or `which_rotate(optimizer, model)`, says which do. `form` is how rotations are computed: "fast"
+    and "compiled" give the numbers of "readable", the definition, to rounding.
     """
 
     options: dict[str, Any]
@@ -250,10 +260,18 @@ class Rotational(Optimizer):
         return (plain_gradient, rotate) if "angle" in group else super().rules(group)
 
     def angle(self, group: dict[str, Any]) -> float:
-        """The angle, in radians, that the group's neurons turn per step under its present values."""
+        """The angle, in radians, that the group's neurons turn per step under its present values.
+
+        Raises `ValueError` under `schedule_rotation` for a rate above `initial_lr`.
+        """
         lr, scale = group["lr"], 1.0
         if group["schedule_rotation"]:
             lr, scale = group["initial_lr"], group["lr"] / group["initial_lr"]
+            if scale > 1 + 1e-6:
+                raise ValueError(
+                    f"schedule_rotation takes initial_lr, which is {lr:g}, for the highest rate, and lr is {group['lr']:g}; "
+                    "use a schedule that lowers the rate it was given, such as LambdaLR, and not OneCycleLR, which sets both"
+                )
         filter, weight_decay = self.momentum_filter(group), group["weight_decay"]
         if filter is None or not lr * weight_decay > 0:
             return 0.0
@@ -262,10 +280,13 @@ class Rotational(Optimizer):
         return scale * equilibrium(filter, lr, weight_decay, fan_in=1).rotation
 
     def equilibrium(self, group: dict[str, Any], fan_in: int) -> Equilibrium | None:
-        """For neurons that rotate the imposed angle, from the first step on; their length is what it was, so NaN here."""
+        """For neurons that rotate the imposed angle, from the first step on; their length is what it was, so NaN here.
+
+        With `per_neuron=False` the angle is the whole tensor's, and how far its rows turn is not known: NaN as well.
+        """
         by_dimensions = group["rotates"] is None and "name" not in group
         if fan_in > 1 if by_dimensions else rotates(torch.empty(()), group):
-            return Equilibrium(math.nan, math.nan, self.angle(group), 0.0)
+            return Equilibrium(math.nan, math.nan, self.angle(group) if group["per_neuron"] else math.nan, 0.0)
         return super().equilibrium(group, fan_in)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -343,19 +364,23 @@ class RotationalLion(Rotational, Lion):
 def unbalance(optimizer: torch.optim.Optimizer, fraction: float, speed: float, seed: int = 0) -> "Rotational":
     """Has a `fraction` of each weight's neurons, drawn with `seed`, turn `speed` times as far as the others from now on.
 
-    Returns the same optimizer. To measure what balance is worth: all else stays equal.
+    Of each weight at least one neuron. Returns the same optimizer. To measure what balance is worth: all else stays equal.
+    Raises `ValueError` where whole tensors turn as one (`per_neuron=False`).
     """
     if not isinstance(optimizer, Rotational):
         raise ValueError("unbalance takes a rotational optimizer, itself, before anything is put around it")
     if not 0 < fraction <= 1 or not 0 < speed < math.inf:
         raise ValueError(f"give a fraction above 0 to 1 and a speed above 0, not {fraction!r} and {speed!r}")
+    turning = [(p, group) for group in optimizer.param_groups for p in group["params"] if rotates(p, group)]
+    if not all(group["per_neuron"] for _, group in turning):
+        raise ValueError(
+            "with per_neuron=False a tensor turns as one, and no share of it faster; leave it out to unbalance neurons"
+        )
     generator = torch.Generator().manual_seed(seed)
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if rotates(p, group):
-                rows = neurons(p.detach(), group.get("row_dims", 1), group["per_neuron"])
-                chosen = torch.randperm(len(rows), generator=generator)[: round(fraction * len(rows))]
-                speeds = torch.ones_like(rows[:, :1])
-                speeds[chosen.to(rows.device)] = speed
-                optimizer.state[p]["speed"] = speeds
+    for p, group in turning:
+        rows = neurons(p.detach(), group.get("row_dims", 1))
+        chosen = torch.randperm(len(rows), generator=generator)[: max(1, round(fraction * len(rows)))]
+        speeds = torch.ones_like(rows[:, :1])
+        speeds[chosen.to(rows.device)] = speed
+        optimizer.state[p]["speed"] = speeds
     return optimizer

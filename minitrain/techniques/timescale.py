@@ -31,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minitrain.equilibrium import check_decay
-from minitrain.optim import SGD, AdamW, Optimizer, adam, decay_by_lr, l2_gradient, lion, no_decay, sgdm
+from minitrain.optim import SGD, AdamW, Optimizer, adam, decay_by_lr, l2_gradient, lion, needed, no_decay, sgdm
 from minitrain.schedules import constant
 
 ENOUGH = 3.0  # time constants after which equilibrium counts as reached: a twentieth of the distance is left
@@ -249,7 +249,10 @@ class Forecast:
     left: float | None
     """How much of the initial weights is left in the end."""
     last_tenth: float | None
-    """How much of what the steps contribute comes from the last tenth of them; see `share_of_last`."""
+    """How much of what the steps contribute comes from the last tenth of them; see `share_of_last`.
+
+    None where the decay does not follow the rate, so that the steps' `q_i` have no common measure.
+    """
 
     @property
     def never_settles(self) -> bool:
@@ -303,7 +306,10 @@ def forecast(optimizer: torch.optim.Optimizer, steps: int, schedule: Callable[[i
     """What `steps` steps will do to the weights of each group, before the first one is taken.
 
     Call it on an optimizer that has not been used, so that weights and rates are those at the start. `schedule` is the
-    multiplier of the learning rate by step. Knows minitrain's optimizers and torch's SGD and AdamW.
+    multiplier of the learning rate by step. The peak is a group's `initial_lr`, which torch's schedulers keep, and without
+    it `lr`; torch's OneCycleLR puts the rate of the first step there, so call this before that one is attached. Knows
+    minitrain's optimizers and torch's SGD and AdamW. Raises `ValueError` for fewer than one step, for a peak that is not
+    above 0, and for decoupled decay that would take more than a whole weight in a step.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -316,32 +322,56 @@ def forecast_group(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], index: int, multipliers: list[float]
 ) -> Forecast:
     """The forecast of one group; `multipliers` are those of its learning rate."""
-    lr, weight_decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
+    name, lr = group.get("name", f"group {index}"), float(group.get("initial_lr", group["lr"]))
+    if not 0 < lr < math.inf:
+        raise ValueError(
+            f"{name}: the peak learning rate must be a number above 0, not {lr:g}; give the optimizer the peak, and leave "
+            "what is lower to schedule"
+        )
     ours = counterpart(optimizer, group)
-    group = {**group, "lr": lr}  # torch's may be a tensor
+    group = {**group, "lr": lr}  # torch's may be a tensor, and a scheduler may have lowered it already
     inputs = max((p.numel() // max(1, len(p)) if p.ndim > 1 else 1 for p in group["params"]), default=1)
     settled = ours.equilibrium(group, inputs) if ours else None
     imposed = settled is not None and settled.steps == 0  # a rotational optimizer, which decays nothing
-    rate = decay_rate(ours, group) if ours and not imposed else None
+    lrs = [lr * x for x in multipliers]
+    rate, *rates = decay_rates(ours, group, [lr, *lrs]) if ours and not imposed else [None]
+    if rate is not None and not all(0 <= x <= 1 for x in (rate, *rates)):
+        if ours and ours.rules(group)[1] is not no_decay:
+            raise ValueError(
+                f"{name}: a step takes a share of every weight, from 0 to 1, and here it goes from {min(rate, *rates):g} to "
+                f"{max(rate, *rates):g}; lower weight_decay or the learning rate"
+            )
+        settled, rate = None, None  # L2 that is faster than the momentum it passes through: the formulas do not hold
+    follows = rate is not None and all(
+        math.isclose(x, rate * y, abs_tol=1e-15) for x, y in zip(rates, multipliers, strict=True)
+    )
     squares = sum(p.float().square().sum().item() for p in group["params"])
     count = sum(p.numel() for p in group["params"])
     size = math.sqrt(squares / count) if count else 0.0
-    lrs = [lr * x for x in multipliers]
     return Forecast(
-        name=group.get("name", f"group {index}"),
+        name=name,
         weights=count,
         lr=lr,
-        weight_decay=weight_decay,
+        weight_decay=float(group.get("weight_decay", 0.0)),
         size=size,
         first_angle=math.atan(lrs[0] / size) if size and not imposed and moves_by_lr(optimizer, group) else None,
         settled_size=known(settled.norm / math.sqrt(inputs)) if settled else None,
         settled_angle=known(settled.rotation) if settled else None,
         time_constant=settled.steps if settled else None,
-        time_constants=sum(multipliers) / settled.steps if settled and rate else None,
+        time_constants=sum(rates) / rate / settled.steps if settled and rate else None,
         tau=1 / rate if rate else None,
-        left=average_weights(lrs, rate / lr).left if rate else None,
-        last_tenth=share_of_last(lrs, rate / lr) if rate is not None else None,
+        left=average_weights(rates, 1.0).left if rate else None,
+        last_tenth=known(share_of_last(rates, 1.0) if rate else share_of_last(lrs, 0.0)) if follows else None,
     )
+
+
+def decay_rates(optimizer: Optimizer, group: dict[str, Any], lrs: list[float]) -> list[Any]:
+    """`decay_rate` at each of `lrs`, of which the first is the group's own; None for each where it is not known."""
+    step_rule = optimizer.rules(group)[1]
+    if step_rule not in (decay_by_lr, no_decay) and optimizer.equilibrium(group, 1) is None:
+        return [None] * len(lrs)  # somebody's own rule, of which nobody says that it is a decay
+    found = {lr: decay_rate(optimizer, {**group, "lr": lr}) for lr in set(lrs)}
+    return [found[lr] for lr in lrs]
 
 
 def decay_rate(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
@@ -353,9 +383,13 @@ def decay_rate(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
     input_rule, step_rule = optimizer.rules(group)
     if step_rule is decay_by_lr:
         return rate
-    if input_rule is l2_gradient and optimizer.direction is sgdm and filter is not None:
-        return rate * filter.total
-    return None
+    if input_rule is l2_gradient:
+        return rate * filter.total if optimizer.direction is sgdm and filter is not None else None
+    if step_rule is no_decay:
+        return None
+    # The share is what the rule takes from a weight of one that has no update, as in `Optimizer.equilibrium`.
+    one = torch.ones((), dtype=torch.float64)
+    return 1 - step_rule(one, torch.zeros_like(one), {}, **needed(step_rule, group)).item()
 
 
 def moves_by_lr(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:

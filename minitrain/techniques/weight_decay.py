@@ -14,8 +14,8 @@ Long after a change of `lr` the rotation follows the root of the share, and the 
 `adamw` and `schedule_only` turn by the root of `lr`, `constant` goes on turning as before while its weights shrink, and
 `lr_squared` turns by `lr` at a norm that stays.
 
-References: Loshchilov & Hutter, 2019, arXiv 1711.05101, whose code has `l2` and `schedule_only`; torch and Optax have
-`adamw` under the paper's name. `LIBRARIES` says who has which.
+References: Loshchilov & Hutter, 2019, arXiv 1711.05101, whose algorithm 2 has `l2` (Adam) and `schedule_only` (AdamW), as
+does its code; torch and Optax have `adamw` under the paper's name. `LIBRARIES` says who has which.
 
 When it does not help: at a constant learning rate the four decoupled rules are one rule, with `weight_decay` in other units,
 and nothing is gained by another name. Without a normalization behind the weight, decay also limits what the network can
@@ -39,7 +39,11 @@ Meaning = Literal["l2", "adamw", "schedule_only", "constant", "lr_squared"]
 def decay_by_schedule(
     w: Tensor, u: Tensor, state: dict, *, lr: float, initial_lr: float, weight_decay: float
 ) -> Tensor:
-    """`(1 - lr/initial_lr*weight_decay) w - lr*u`: AdamW in the code of its authors (arXiv 1711.05101)."""
+    """`(1 - lr/initial_lr*weight_decay) w - lr*u`: AdamW in its paper, arXiv 1711.05101, algorithm 2, and in the code.
+
+    `initial_lr` must be the peak. That of torch's OneCycleLR is not: it overwrites `initial_lr` with the rate of the first
+    step, `max_lr / div_factor`, a 25th by default, so that at the peak 25 times `weight_decay` is taken.
+    """
     return w.mul(1 - lr / initial_lr * weight_decay).sub_(u, alpha=lr)
 
 
@@ -104,7 +108,9 @@ def with_decay(optimizer: torch.optim.Optimizer, meaning: Meaning) -> Optimizer:
         partial(wrapped, make=AdamW, by=(partial(with_decay, meaning="constant"),), lr=1e-3, weight_decay=1e-4)
 
     Raises `ValueError` for an unknown meaning, for an optimizer that is not minitrain's, that has no `weight_decay` or that
-    moves weights by rules of its own, and where a step would take a whole weight or more.
+    moves weights by rules of its own, and where a step would take a whole weight or more. That is looked at here, once, and
+    not when a scheduler changes `lr` or `initial_lr` later. `schedule_only` needs the peak in `initial_lr`: with torch's
+    OneCycleLR, which puts a lower rate there, a step may take more than a whole weight, and weights change sign.
     """
     own = check(optimizer, meaning)
     own.input_rule, own.step_rule = RULES[meaning]
