@@ -23,6 +23,7 @@ from minitrain.techniques.timescale import (
     tau_in_steps,
     with_timescale,
 )
+from minitrain.techniques.weight_decay import with_decay
 
 STEPS = 60
 SCHEDULES = {
@@ -140,6 +141,11 @@ def test_the_share_of_the_last_steps():
         (lambda: rescaled(0.1, 0.0), "weight_decay above 0"),
         (lambda: timescale.retimed_for_one_pass(0.1, -1.0, 0.5), "tokens_per_parameter_ratio must be"),
         (lambda: forecast(AdamW(nn.Linear(2, 2).parameters()), 0), "steps must be at least 1"),
+        (
+            lambda: forecast(torch.optim.SGD([torch.ones(2)], lr=0.0, weight_decay=0.1), 5),
+            "group 0: the peak learning rate",
+        ),
+        (lambda: forecast(AdamW([torch.ones(2)], lr=1.0, weight_decay=1.5), 5), "goes from 1.5 to 1.5"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(call, words):
@@ -310,6 +316,56 @@ def test_sgd_has_an_angle_and_no_size(make):
     assert found.settled_angle == pytest.approx(math.sqrt(2 * 1e-3 / 1.9))
     assert found.tau == pytest.approx(100.0)  # momentum amplifies the decay ten times
     assert found.time_constant == pytest.approx(25.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(AdamW, float), (torch.optim.AdamW, float), (torch.optim.AdamW, torch.tensor)]
+)
+@pytest.mark.parametrize("first", [0.0, 0.01])
+def test_the_peak_is_read_where_a_scheduler_keeps_it(make, kind, first):
+    """Torch's LambdaLR overwrites `lr` as soon as it is attached."""
+
+    def schedule(step):
+        return min(1.0, first + step / 100)
+
+    optimizer = make([randn(4, 3).float()], lr=kind(0.01), weight_decay=0.5)
+    (before,) = forecast(optimizer, 300, schedule)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.01 * first)
+    assert forecast(optimizer, 300, schedule) == (before,)
+    assert (before.lr, before.tau) == pytest.approx((0.01, 200.0))
+
+
+# The decay takes 2 % per step at the peak, and what it takes when the rate falls to a half, as a share of that.
+MEANINGS = {
+    "adamw": (2.0, 1 / 2),
+    "schedule_only": (0.02, 1 / 2),
+    "constant": (0.02, 1.0),
+    "lr_squared": (200.0, 1 / 4),
+}
+
+
+@pytest.mark.parametrize("meaning", MEANINGS)
+def test_every_decoupled_decay_has_its_clock(meaning):
+    number, falls_to = MEANINGS[meaning]
+    optimizer = with_decay(AdamW([randn(4, 3)], lr=0.01, weight_decay=number), meaning)
+    (found,) = forecast(optimizer, 200, lambda step: 1.0 if step < 100 else 0.5)
+    assert (found.tau, found.time_constant) == pytest.approx((50.0, 25.0))
+    assert found.time_constants == pytest.approx(4 * (1 + falls_to))
+    assert found.left == pytest.approx(0.98**100 * (1 - 0.02 * falls_to) ** 100)
+    assert (found.last_tenth is not None) == (falls_to == 1 / 2)  # only there it follows the rate
+    assert "this run reaches equilibrium" in found.verdict
+    (short,) = forecast(optimizer, 74, lambda step: 0.0)  # only one goes on without a rate
+    assert short.time_constants == pytest.approx(2.96 if meaning == "constant" else 0.0)
+    assert "never reaches equilibrium" in short.verdict
+
+
+def test_a_decay_that_is_no_share_has_no_average():
+    (found,) = forecast(SGD([randn(4, 3)], lr=1.0, momentum=0.99, weight_decay=0.02), 10)  # 2 with all of the momentum
+    assert (found.left, found.last_tenth, found.tau, found.time_constants, found.settled_angle) == (None,) * 5
+    assert "is not known" in found.verdict
+    (whole,) = forecast(AdamW([randn(4, 3)], lr=0.1, weight_decay=10.0), 10)
+    assert (whole.left, whole.last_tenth) == (0.0, 1.0)
 
 
 def test_the_table_is_for_people():
