@@ -193,22 +193,28 @@ def lesson_files(lesson: Lesson) -> dict[str, str]:
 def measures_table(record: dict[str, Any]) -> str:
     """Arms and learning rates below each other, measures beside each other: mean and standard error over the seeds.
 
-    Arms of which other things were measured have a table of their own.
+    Arms of which altogether other things were measured have a table of their own.
     """
     measures = list(dict.fromkeys(m["name"] for m in record["measures"]))
     rows = list(dict.fromkeys((m["arm"], m["lr"]) for m in record["measures"]))
     values = {(m["arm"], m["lr"], m["name"]): m["values"] for m in record["measures"]}
     sweep = any(lr is not None for _, lr in rows)
-    groups: dict[tuple[str, ...], list[tuple[str, float | None]]] = {}
+    kinds: list[tuple[set[str], list[tuple[str, float | None]]]] = []
     for row in rows:
-        groups.setdefault(tuple(name for name in measures if (*row, name) in values), []).append(row)
+        found = {name for name in measures if (*row, name) in values}
+        names, members = next((kind for kind in kinds if found <= kind[0] or kind[0] <= found), (set(), []))
+        if not members:
+            kinds.append((names, members))
+        names |= found
+        members.append(row)
     tables = []
-    for names, members in groups.items():
+    for names, members in kinds:
+        columns = [name for name in measures if name in names]
         body = []
         for arm, lr in members:
-            cells = [plus_minus(values[arm, lr, name]) for name in names]
+            cells = [plus_minus(values[arm, lr, name]) if (arm, lr, name) in values else "" for name in columns]
             body.append((arm, *([number(lr) if lr is not None else ""] if sweep else []), *cells))
-        tables.append(table(("arm", *(["learning rate"] if sweep else []), *names), *body))
+        tables.append(table(("arm", *(["learning rate"] if sweep else []), *columns), *body))
     counts = sorted({len(v) for v in values.values()})
     seeds = "One seed." if counts == [1] else f"Mean ± standard error over {' or '.join(map(str, counts))} seeds."
     return "\n".join(tables) + f"\n{seeds}\n"
