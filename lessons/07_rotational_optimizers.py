@@ -96,7 +96,7 @@ def experiment(
             BROKEN: replace(rotational, build_model=short),
         },
         "seeds": range(first_seed, first_seed + seeds),
-        "learning_rates": rates,
+        "learning_rates": list(rates),
         "probes": (partial(Turned, steps=spread_out(steps)),),
         "log_every": steps // 2,
         "evaluate_every": steps,
