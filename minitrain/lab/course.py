@@ -62,7 +62,8 @@ def list_of_lessons() -> str:
     words = {
         slug: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for slug, path in lesson_files().items()
     }
-    lines = [f"{slug:<16} {(text or '').partition(chr(10))[0]}" for slug, text in words.items()]
+    width = max(map(len, words))
+    lines = [f"{slug:<{width}}  {(text or '').partition(chr(10))[0]}" for slug, text in words.items()]
     return "\n".join([*lines, "Run one with: minitrain lesson SLUG"])
 
 
