@@ -372,6 +372,16 @@ def test_a_plan_says_what_fits_and_what_would_help(text: Path, capsys: pytest.Ca
     assert "run must be" in outcome(["plan", "--run", "-1"], capsys)[1]
 
 
+def test_the_plan_that_a_page_shows_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]):
+    """docs/run.md has the command in one block and what it prints in the next."""
+    page = (Path(__file__).parents[1] / "docs" / "run.md").read_text()
+    shown = re.search(r"^```\n(minitrain plan .*?)^```\n\n```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert shown
+    command, printed = shown.groups()
+    cli.main(command.replace("\\\n", " ").split()[1:])
+    assert capsys.readouterr().out.splitlines() == printed.splitlines()
+
+
 def test_the_demo_shows_samples_band_and_picture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     small = Train(Model(depth=1, width=32), Training(steps=8, batch_size=256), Machine(threads=1))
     monkeypatch.setattr(commands, "demo_options", lambda seed, machine: small)

@@ -15,11 +15,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, SupportsFloat
+
+import numpy as np
 
 from minitrain.lab.places import lessons_folder
 from minitrain.lab.worker import ONE_THREAD
@@ -120,6 +122,23 @@ def require_close(measured: Any, required: SupportsFloat, rtol: float, hint: str
         digits = max(6, min(17, 2 - math.floor(math.log10(rtol)))) if rtol > 0 else 17  # enough to show the difference
         off = f" ({100 * (value - required) / abs(required):+.3g} %)" if required and math.isfinite(value) else ""
         raise Rejected(f"{value:.{digits}g}{off}", f"{required:.{digits}g}, within {100 * rtol:g} %", hint)
+
+
+def require_numbers(found: Any, length: int, required: str) -> np.ndarray:
+    """What the learner returned, as an array of `length` numbers."""
+    try:
+        values = np.array([float(np.asarray(x).item()) for x in found])
+    except (TypeError, ValueError):
+        values = np.zeros(0)
+    require(len(values) == length, found, required)
+    return values
+
+
+def require_pair(found: Any, required: str) -> tuple[Any, Any]:
+    """What the learner returned, as two things."""
+    require(isinstance(found, Iterable) and len(list(found)) == 2, found, required)
+    first, second = found
+    return first, second
 
 
 def shown(value: Any) -> str:

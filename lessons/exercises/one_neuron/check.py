@@ -1,14 +1,14 @@
 """Checks of the exercise `one_neuron`, in the order in which they build on one another."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minitrain.lab.exercises import require, require_close
+from minitrain.lab.exercises import require, require_close, require_numbers, require_pair
 
 # --- filters whose c_k we know ------------------------------------------------------------------------------------------
 
@@ -49,7 +49,7 @@ def check_impulse_response(answer: ModuleType) -> None:
     """impulse_response reads c_0, c_1, ... of any direction."""
     for name, (direction, c) in FILTERS.items():
         found = answer.impulse_response(direction, len(c))
-        values = numbers(found, len(c), f"{len(c)} numbers for {name!r}")
+        values = require_numbers(found, len(c), f"{len(c)} numbers for {name!r}")
         required = np.array(c)
         hint = ""
         if np.allclose(values[:-1], required[1:]):
@@ -67,7 +67,7 @@ def check_impulse_response(answer: ModuleType) -> None:
 def check_sums(answer: ModuleType) -> None:
     """sums gives the sum S and the energy E2 of a filter."""
     for c in ([1.0, 0.5, 0.25], [0.1, 0.09, 0.081], [0.5, -0.25, 2.0], [0.3, 0.0, -0.2, 1.0, 0.5], [2.0]):
-        S, E2 = pair(answer.sums(c), f"two numbers, S and E2, for c = {c}")
+        S, E2 = require_pair(answer.sums(c), f"two numbers, S and E2, for c = {c}")
         hints = {
             "signs count: what is taken back later does not move the weight": sum(map(abs, c)),
             "a filter may be of any length; take all of its c_k": sum(c[:3]),
@@ -131,7 +131,7 @@ def check_equilibrium_rotation(answer: ModuleType) -> None:
 def check_nesterov_sums(answer: ModuleType) -> None:
     """nesterov_sums knows the optimizer that you have never met."""
     for beta in (0.9, 0.5, 0.99, 0.0):
-        S, E2 = pair(answer.nesterov_sums(beta), f"two numbers, S and E2, for beta = {beta}")
+        S, E2 = require_pair(answer.nesterov_sums(beta), f"two numbers, S and E2, for beta = {beta}")
         c = nesterov_response(beta, 5000)
         total, energy = c.sum(), (c**2).sum()
         plain, scale = (1 - beta) / (1 + beta), (1 - beta) ** 2
@@ -181,23 +181,6 @@ def random_walk(direction: Callable, lr: float, weight_decay: float, fan_in: int
 def unit(w: np.ndarray) -> np.ndarray:
     """Rows of length 1."""
     return w / np.linalg.norm(w, axis=1, keepdims=True)
-
-
-def numbers(found: Any, length: int, required: str) -> np.ndarray:
-    """What the learner returned, as an array of `length` numbers."""
-    try:
-        values = np.array([float(np.asarray(x).item()) for x in found])
-    except (TypeError, ValueError):
-        values = np.zeros(0)
-    require(len(values) == length, found, required)
-    return values
-
-
-def pair(found: Any, required: str) -> tuple[Any, Any]:
-    """What the learner returned, as two things."""
-    require(isinstance(found, Iterable) and len(list(found)) == 2, found, required)
-    first, second = found
-    return first, second
 
 
 def hint_for(measured: Any, likely: dict[str, float], rtol: float = 1e-6) -> str:

@@ -1,13 +1,13 @@
 """Checks of the exercise `the_slow_clock`, in the order in which they build on one another."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minitrain.lab.exercises import require, require_close
+from minitrain.lab.exercises import require, require_close, require_numbers, require_pair
 
 # --- runs of which we know all -----------------------------------------------------------------------------------------
 
@@ -32,8 +32,8 @@ def walked(lrs: Sequence[float], weight_decay: float) -> tuple[np.ndarray, float
 def check_average_of_steps(answer: ModuleType) -> None:
     """average gives each step's weight in the final weights."""
     for name, (lrs, weight_decay) in RUNS.items():
-        found, _ = pair(answer.average(list(lrs), weight_decay), "two things, the list c and the number left")
-        values = numbers(found, len(lrs), f"{len(lrs)} weights for {name}")
+        found, _ = require_pair(answer.average(list(lrs), weight_decay), "two things, the list c and the number left")
+        values = require_numbers(found, len(lrs), f"{len(lrs)} weights for {name}")
         required, rates = walked(lrs, weight_decay)[0], np.array(lrs) * weight_decay
         kept = 1 - rates
         later = np.array([kept[i + 1 :].prod() for i in range(len(lrs))])
@@ -182,23 +182,6 @@ def check_a_real_run(answer: ModuleType) -> None:
 
 
 # --- helpers ------------------------------------------------------------------------------------------------------------
-
-
-def numbers(found: Any, length: int, required: str) -> np.ndarray:
-    """What the learner returned, as an array of `length` numbers."""
-    try:
-        values = np.array([float(np.asarray(x).item()) for x in found])
-    except (TypeError, ValueError):
-        values = np.zeros(0)
-    require(len(values) == length, found, required)
-    return values
-
-
-def pair(found: Any, required: str) -> tuple[Any, Any]:
-    """What the learner returned, as two things."""
-    require(isinstance(found, Iterable) and len(list(found)) == 2, found, required)
-    first, second = found
-    return first, second
 
 
 def hint_for(measured: Any, likely: dict[str, float]) -> str:
