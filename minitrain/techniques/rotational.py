@@ -16,9 +16,9 @@ gradient that is 100 times too large turns a neuron at most `1 / sqrt(1 - 0.9)` 
 Reference: Kosson et al., 2023, arXiv 2305.17212, and its official code for the defaults.
 
 When it does not help: these are probes of the theory, and no better optimizers in general. Where plain training never comes
-near its equilibrium (small `lr * weight_decay`, or a short run), the imposed rotation is not the one that was tuned, and the
-same values may train worse. Weights that no normalization follows lose their length as something to learn. A schedule reaches
-the angle through its root: a rate of a quarter turns half as far, unless `schedule_rotation` has the angle follow it. A
+near its equilibrium (small `lr * weight_decay`, or a short run), the imposed rotation is not the one that was tuned, and may
+train worse. Weights that no normalization follows lose their length as something to learn. A schedule reaches the angle
+through its root: a rate of a quarter turns half as far, unless `schedule_rotation` has the angle follow it. A
 `weight_decay` that a schedule takes to 0 ends the rotation. Plain bf16 weights lose rotations smaller than their last bit,
 so use `SplitWeights`; its `moments=torch.bfloat16` rounds the stored lengths too, by up to 0.2 %.
 
