@@ -635,3 +635,23 @@ def test_no_equilibrium_is_predicted_where_the_rate_times_the_decay_is_nothing()
     assert optimizer.equilibrium(optimizer.param_groups[0], fan_in=2) is None
     plain = Optimizer([nn.Parameter(randn(2, 2))], {"lr": 0.1}, direction=lambda g, state: g, step_rule=optim.no_decay)
     assert plain.equilibrium(plain.param_groups[0], fan_in=2) is None
+
+
+def test_a_step_finishes_the_storage_once_after_all_weights():
+    calls = []
+
+    class Told(PlainStorage):
+        def store(self, p, w, state):
+            super().store(p, w, state)
+            calls.append("store")
+
+        def finish(self):
+            calls.append("finish")
+
+    params = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = SGD(params, lr=0.1)
+    optimizer.storage = Told()
+    for p in params:
+        p.grad = torch.ones(2)
+    optimizer.step()
+    assert calls == ["store", "store", "finish"]

@@ -832,3 +832,35 @@ def test_weights_of_another_dtype_are_refused(dtype):
     with pytest.raises(ValueError, match="only float32 and bfloat16 weights can be split"):
         SplitWeights(SGD([fine, other]))
     assert fine.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_the_kernel_stops_before_either_half_is_touched(value):
+    w = nn.Parameter(W0.clone())
+    optimizer = SplitWeights(AdamW([w], lr=0.1))
+    high, low = w.detach().clone(), optimizer.state[w]["low"].clone()
+    w.grad = torch.full_like(w, value)
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert same_bits(w.detach(), high)
+    assert torch.equal(optimizer.state[w]["low"], low)
+
+
+def test_the_error_names_the_weight_that_went_wrong_and_is_told_once():
+    storage = SplitStorage()
+    storage.finite = [(torch.tensor(True), torch.Size([2])), (torch.tensor(False), torch.Size([3]))]
+    with pytest.raises(FloatingPointError, match=r"\(3,\)"):
+        storage.finish()
+    storage.finish()
+
+
+def test_a_step_in_backward_finishes_the_storage_too():
+    finished = []
+    w = nn.Parameter(W0.clone())
+    inside = SplitWeights(SGD([w], lr=0.1))
+    inside.storage.finish = lambda: finished.append(True)
+    inside.storage.note = lambda w, shape: None
+    optimizer = StepInBackward(inside)
+    w.float().square().sum().backward()
+    optimizer.step()
+    assert finished == [True]
