@@ -31,7 +31,7 @@ from minitrain.equilibrium import (
     heavy_ball,
     sign_of_two_averages,
 )
-from minitrain.runtime.fused import fused_adamw
+from minitrain.runtime.fused import forget_count, fused_adamw
 
 # --- input rules ------------------------------------------------------------------------------------------------------
 
@@ -74,6 +74,7 @@ def adam(g: Tensor, state: dict, *, betas: tuple[float, float], eps: float) -> T
     and still right when a schedule changes beta in mid-run (where the closed form would silently cut the step).
     """
     beta1, beta2 = betas
+    forget_count(state)
     m, v = ema(state, "m", g, beta1), ema(state, "v", g.square(), beta2)
     m_ones = state["m_ones"] = beta1 * state.get("m_ones", 0.0) + (1 - beta1)
     v_ones = state["v_ones"] = beta2 * state.get("v_ones", 0.0) + (1 - beta2)
@@ -211,9 +212,20 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but the state keeps its own dtype, where torch would cast it to the parameter's.
 
-        Raises `ValueError` for the state of one of torch's own optimizers, whose names differ, and for one whose weights
-        were split otherwise than here.
+        Raises `ValueError` for the state of one of torch's own optimizers, whose names differ, of an optimizer with other
+        hyper-parameters, and for one whose weights were split otherwise than here.
         """
+        for saved in state_dict["param_groups"]:
+            if missing := set(self.defaults) - set(saved):
+                raise ValueError(
+                    f"this state has no {sorted(missing)[0]!r}, which {type(self).__name__} needs, for another optimizer "
+                    "saved it; load it into one of that kind, or start without it"
+                )
+            if self.storage.way and any(i not in state_dict["state"] for i in saved["params"]):
+                raise ValueError(
+                    "this state lacks the bits of some split weights; call SplitWeights once all groups are there, and "
+                    "load a state that was saved so"
+                )
         for state in state_dict["state"].values():
             if {"exp_avg", "momentum_buffer"} & set(state):
                 raise ValueError(

@@ -76,13 +76,14 @@ def build(recipe: Recipe, device: str | torch.device = "cpu") -> Run:
     device = torch.device(device)
     torch.manual_seed(recipe.seed)
     model = recipe.build_model().to(device).train()
-    data = recipe.data()
+    with device:  # where the tensors lie that a data set makes
+        data = recipe.data()
     row = data.row_size
     if recipe.batch_size % row or (recipe.micro_batch_size or 0) % row:
         raise ValueError(f"batch_size and micro_batch_size count tokens; make both multiples of the context, {row}")
     if recipe.batch_size > data.size:
         raise ValueError(
-            f"batch_size {recipe.batch_size:,} is larger than the {data.size:,} tokens there are to train on"
+            f"batch_size {recipe.batch_size:,} is larger than the {data.size:,} tokens or images there are to train on"
         )
     groups = recipe.param_groups(model)
     check_ownership(model, groups)
@@ -129,7 +130,8 @@ def train(
 
     if folder and not resume:
         Path(folder).mkdir(parents=True, exist_ok=True)
-    bar = tqdm(total=recipe.steps * recipe.batch_size, unit="tok", unit_scale=True, disable=not progress, smoothing=0.1)
+    unit = "tok" if run.data.row_size > 1 else "img"
+    bar = tqdm(total=recipe.steps * recipe.batch_size, unit=unit, unit_scale=True, disable=not progress, smoothing=0.1)
     with bar, only_writer(Path(folder) if folder else None), stop_requests() as stop_requested:
         start_or_resume(run, folder, resume)
         bar.n = bar.initial = bar.last_print_n = run.step * recipe.batch_size

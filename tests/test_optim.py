@@ -12,6 +12,7 @@ from torch import nn
 from minitrain import optim
 from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, PlainStorage
 from minitrain.runtime.fused import fused_adamw
+from minitrain.techniques.rotational import RotationalAdamW
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -311,6 +312,45 @@ def test_fused_adamw_hands_over_to_the_readable_form_at_any_step():
 
     path = trajectory(partial(AdamW, **ADAMW), W0, GRADIENTS, change_form)
     assert_same(path, trajectory(partial(AdamW, **ADAMW), W0, GRADIENTS))
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["same state", "loaded"])
+def test_adamw_may_take_its_two_forms_in_turn(fresh):
+    """As under `with_decay(optimizer, ...)` and back: the kernel's count ends with a step that it did not take."""
+
+    def change_form(optimizer, step):
+        if step == 3:
+            readable(optimizer)
+        if step == 6:
+            del optimizer.update
+            if fresh:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    path = trajectory(partial(AdamW, **ADAMW), W0, GRADIENTS, change_form)
+    assert_same(path, trajectory(partial(AdamW, **ADAMW), W0, GRADIENTS))
+
+
+def test_adamw_takes_moments_laid_out_otherwise_than_the_weight():
+    """As when the state of a channels-last model is loaded into a contiguous one."""
+
+    def turn_around(optimizer, step):
+        if step == 5:
+            for state in optimizer.state.values():
+                state.update({name: state[name].T.contiguous().T for name in ("m", "v")})
+
+    path = trajectory(partial(AdamW, **ADAMW), W0, GRADIENTS, turn_around)
+    assert_same(path, trajectory(partial(AdamW, **ADAMW), W0, GRADIENTS))
+
+
+def test_the_kernel_notices_betas_that_are_changed_in_place():
+    p, state = nn.Parameter(W0.clone()), {}
+    p.grad = GRADIENTS[0]
+    group = {"lr": 0.1, "betas": [0.9, 0.99], "eps": 1e-8, "weight_decay": 0.0}
+    with torch.no_grad():
+        assert fused_adamw(p, state, group)
+        group["betas"][0] = 0.3
+        assert not fused_adamw(p, state, group)
+    assert "t" not in state
 
 
 def test_adamw_goes_on_when_the_gradient_changes_its_dtype():
@@ -628,6 +668,15 @@ def test_the_state_of_a_torch_optimizer_is_refused():
     torchs.step()
     with pytest.raises(ValueError, match="saved by an optimizer of torch"):
         AdamW([p]).load_state_dict(torchs.state_dict())
+
+
+def test_the_state_of_an_optimizer_with_other_hyperparameters_is_refused():
+    p = nn.Parameter(randn(2, 4))
+    optimizer = RotationalAdamW([p])
+    with pytest.raises(ValueError, match="has no 'center', which RotationalAdamW needs") as error:
+        optimizer.load_state_dict(AdamW([p]).state_dict())
+    assert "\n" not in str(error.value)
+    assert "center" in optimizer.param_groups[0]
 
 
 def test_no_equilibrium_is_predicted_where_the_rate_times_the_decay_is_nothing():

@@ -873,3 +873,17 @@ def test_tied_weights_are_centred_and_stepped_once():
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(owned) == len(set(owned)) == len(list(model.parameters()))
     assert isinstance(optimizer, Optimizer)
+
+
+def test_a_neurons_length_is_kept_in_float32_where_the_moments_are_not():
+    w = nn.Parameter(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+    optimizer = SplitWeights(RotationalAdamW([w]), moments=torch.bfloat16)
+    for _ in range(2):
+        w.grad = torch.ones_like(w)
+        w.grad[:, 0] = 2
+        optimizer.step()
+    state = optimizer.state[w]
+    assert state["m"].dtype == torch.bfloat16
+    assert state["norm"].dtype == torch.float32
+    lengths = optimizer.storage.whole(w, state).norm(dim=1)
+    torch.testing.assert_close(lengths, state["norm"].flatten(), rtol=1e-5, atol=0)

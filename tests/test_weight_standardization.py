@@ -496,8 +496,10 @@ def test_an_eps_out_of_range_is_refused(eps):
 
 
 def test_rows_too_short_to_learn_are_refused():
-    for make in (partial(WeightStandardizedLinear, 2, 4), partial(WeightStandardizedConv2d, 4, 4, 1, groups=4)):
-        with pytest.raises(ValueError, match="weights per row, and of fewer than 3") as error:
+    conv, none = partial(WeightStandardizedConv2d, 4, 4, 1, groups=4), nn.Sequential(nn.Linear(4, 1))
+    none[0].weight = nn.Parameter(torch.empty(0, 4))
+    for make in (partial(WeightStandardizedLinear, 2, 4), conv, partial(convert, none, ["0"])):
+        with pytest.raises(ValueError, match="weights, and of fewer than 3") as error:
             make()
         assert_one_sentence(error.value, "leave it out")
 

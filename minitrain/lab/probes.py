@@ -76,7 +76,9 @@ class Weight(NamedTuple):
     def values(self) -> Tensor:
         """With all the bits that there are: of split weights the model has but half, and steps are smaller than its bits."""
         storage = getattr(self.optimizer, "storage", None)
-        return storage.whole(self.parameter, self.optimizer.state[self.parameter]) if storage else self.parameter
+        return (
+            storage.whole(self.parameter, self.optimizer.state.get(self.parameter, {})) if storage else self.parameter
+        )
 
     def rows(self, values: Tensor) -> Float[Tensor, "O I"]:
         """Values of the parameter's shape, one row per neuron, in float32 at least."""

@@ -6,6 +6,8 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import torch
+
 
 def describe(value: Any, path: str = "") -> dict[str, str]:
     """The text of a recipe, one entry per value: `{"steps": "100", "make_optimizer.lr": "0.003", ...}`.
@@ -24,7 +26,7 @@ def describe(value: Any, path: str = "") -> dict[str, str]:
         return merge(describe(x, below + name) for name, x in zip(names, value.values(), strict=True))
     if isinstance(value, tuple | list) and not all(isinstance(x, int | float | str) for x in value):
         return merge(describe(x, f"{below}{i}") for i, x in enumerate(value))
-    if value is None or isinstance(value, bool | int | float | str | tuple | list | Mapping):
+    if value is None or isinstance(value, bool | int | float | str | tuple | list | Mapping | torch.dtype):
         return {path: repr(value)}
     name, owner = getattr(value, "__qualname__", None), getattr(value, "__self__", None)
     is_method = owner is not None and not isinstance(owner, type | ModuleType)

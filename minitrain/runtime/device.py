@@ -80,7 +80,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def move(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on `device`; to a GPU without making the CPU wait."""
-    if device.type == "cuda":
+    """`x` on `device`; from the CPU to a GPU without making the CPU wait."""
+    if device.type == "cuda" and x.device.type == "cpu":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)

@@ -13,7 +13,6 @@ For a CPU, where memory is what a step waits for. Elsewhere, and for 16-bit weig
 channels last, the readable form is used.
 """
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from minitrain.runtime.fused import kernel
+from minitrain.runtime.fused import forget_count, kernel
 
 BLOCK = 1 << 20  # numbers that are turned at once: few calls, and still in a CPU's cache
 
@@ -79,16 +78,10 @@ class FastRotation:
         step so far was taken with them, and while no step was taken without counting it in `t`.
         """
         betas, m, v = tuple(group["betas"]), state["m"], state["v"]
-        ones = state["m_ones"], state["v_ones"]
-        if "t" not in state and ones == (1 - betas[0], 1 - betas[1]):
+        if "t" not in state and (state["m_ones"], state["v_ones"]) == (1 - betas[0], 1 - betas[1]):
             state.update(t=torch.ones((), device=p.device), betas=betas)
-        counted = "t" in state and tuple(state["betas"]) == betas
-        if counted:
-            t = state["t"].item()
-            counted = all(math.isclose(x, 1 - beta**t, rel_tol=1e-9) for x, beta in zip(ones, betas, strict=True))
-        if not counted or not m.stride() == v.stride() == p.stride():
-            for key in ("t", "betas"):
-                state.pop(key, None)
+        if state.get("betas") != betas or not m.stride() == v.stride() == p.stride():
+            forget_count(state)
             return False
         state["t"] += 1
         state["m_ones"] = betas[0] * state["m_ones"] + (1 - betas[0])

@@ -4,6 +4,7 @@ The kernel corrects the averages by `1 - beta^t`, which is right only while the 
 every tensor for contiguous. Where it does not fit, the parameter goes on by the readable form, from then on for good.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,11 +32,11 @@ def kernel(w: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, group: dict[st
     )  # fmt: skip
 
 
-def begin(p: Tensor, state: dict, betas: tuple[float, float], dtype: torch.dtype) -> bool:
+def begin(p: Tensor, state: dict, betas: Sequence[float], dtype: torch.dtype) -> bool:
     """Counts a step in `state`, whose moments are of `dtype`, and returns True; False where the kernel does not fit."""
-    if not (kernel_fits(p, p.grad) and ("m" not in state or state.get("betas") == betas)):
-        for key in ("t", "betas"):  # m, v and the sums of their weights stay: all that `optim.adam` goes on from
-            state.pop(key, None)
+    betas = (betas[0], betas[1])  # a list might be changed in place
+    if not (kernel_fits(p, p.grad) and ("m" not in state or goes_on(state, betas))):
+        forget_count(state)
         return False
     if "m" not in state:
         state.update(m=torch.zeros_like(p, dtype=dtype), v=torch.zeros_like(p, dtype=dtype), m_ones=0.0, v_ones=0.0)
@@ -44,6 +45,17 @@ def begin(p: Tensor, state: dict, betas: tuple[float, float], dtype: torch.dtype
     state["m_ones"] = betas[0] * state["m_ones"] + (1 - betas[0])
     state["v_ones"] = betas[1] * state["v_ones"] + (1 - betas[1])
     return True
+
+
+def goes_on(state: dict, betas: tuple[float, float]) -> bool:
+    """Whether every step so far was counted, under these betas, and the moments lie as the kernel reads them."""
+    return state.get("betas") == betas and state["m"].is_contiguous() and state["v"].is_contiguous()
+
+
+def forget_count(state: dict) -> None:
+    """Leaves `m`, `v` and the sums of their weights: all that `optim.adam` goes on from, and from then on alone."""
+    for key in ("t", "betas"):
+        state.pop(key, None)
 
 
 def kernel_fits(p: Tensor, g: Tensor | None) -> bool:

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake, unset_fake_temporarily
 
 from minitrain.optim import Optimizer, PlainStorage
-from minitrain.runtime.fused import begin, kernel
+from minitrain.runtime.fused import begin, forget_count, kernel
 
 Rounding = Literal["nearest", "truncate", "stochastic", "kahan"]
 
@@ -91,7 +91,7 @@ class SplitStorage(PlainStorage):
 
     def load(self, p: Tensor, state: dict) -> Tensor:
         self.refuse_other_ways(p, state)
-        convert_moments(state, torch.float32)
+        convert_moments(state, p, torch.float32)
         return self.whole(p, state)
 
     def store(self, p: Tensor, w: Tensor, state: dict) -> None:
@@ -103,7 +103,7 @@ class SplitStorage(PlainStorage):
         if seed is not None:
             state["seed"] = seed + 1
         state["split"] = self.way
-        convert_moments(state, self.moments)
+        convert_moments(state, p, self.moments)
         p.copy_(high)
 
     def fused_adamw(self, p: Tensor, state: dict, group: dict[str, Any]) -> bool:
@@ -178,17 +178,17 @@ class KahanStorage(SplitStorage):
         high = (old + k).bfloat16()
         self.note(w, p.shape)
         state["low"], state["split"] = (k + (old - high)).bfloat16(), self.way
-        convert_moments(state, self.moments)
+        convert_moments(state, p, self.moments)
         p.copy_(high)
 
     def whole(self, p: Tensor, state: dict) -> Tensor:
         return p.float() + state["low"]
 
 
-def convert_moments(state: dict, dtype: torch.dtype) -> None:
-    """Brings all of the state that is not the weight's own bits to `dtype`."""
+def convert_moments(state: dict, p: Tensor, dtype: torch.dtype) -> None:
+    """Brings to `dtype` what the state has of the weight's size, but for the weight's own bits."""
     for name, x in state.items():
-        if name != "low" and isinstance(x, Tensor) and x.is_floating_point():
+        if name != "low" and isinstance(x, Tensor) and x.is_floating_point() and x.shape == p.shape:
             state[name] = x.to(dtype)
 
 
@@ -236,7 +236,7 @@ def join_weights(optimizer: torch.optim.Optimizer) -> Optimizer:
         storage.refuse_other_ways(p, state)
     for p, state in parameters(optimizer):
         p.grad, p.data = None, storage.whole(p, state)
-        convert_moments(state, torch.float32)
+        convert_moments(state, p, torch.float32)
         for name in ("low", "seed", "split"):
             state.pop(name, None)
     optimizer.storage = storage.before
@@ -258,8 +258,7 @@ def parameters(optimizer: Optimizer) -> Iterator[tuple[Tensor, dict[str, Any]]]:
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state[p]
-            if state.pop("betas", None):
-                del state["t"]
+            forget_count(state)
             yield p, state
 
 

@@ -67,7 +67,7 @@ class Standardized:
     """What the linear and the conv layer share: `gain` (O,) is learned, `init_std` (O,) is a buffer.
 
     `init_std` is that of the weight when the layer was made or converted: a weight that is drawn anew later is used at the
-    same size. Raises `ValueError` for rows that cannot be standardized.
+    same size. `model.bfloat16()` rounds it with all else. Raises `ValueError` for rows that cannot be standardized.
     """
 
     weight: Tensor
@@ -174,9 +174,10 @@ def check_rows(layer: Any, name: str, eps: float) -> None:
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be a finite number of 0 or above, not {eps!r}")
     w = layer.weight.detach()
-    if w[0].numel() < 3:
+    inputs = math.prod(w.shape[1:])
+    if inputs < 3 or not len(w):
         raise ValueError(
-            f"{name} has {w[0].numel()} weights per row, and of fewer than 3 standardizing leaves nothing to learn; "
+            f"{name} has {len(w)} rows of {inputs} weights, and of fewer than 3 standardizing leaves nothing to learn; "
             "leave it out"
         )
     if w.is_meta or is_fake(w):  # there are no values to look at

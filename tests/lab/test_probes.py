@@ -571,6 +571,16 @@ def test_makers_are_pickled_and_reports_are_written_as_json(name: str):
         assert json.loads(json.dumps(line)) == line
 
 
+def test_measuring_leaves_no_state_for_a_weight_that_was_never_stepped():
+    model = nn.Linear(4, 2)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    model.weight.requires_grad_(False)
+    with watch(model, optimizer, [Rotation(group=None, every=1)]):
+        model(torch.ones(4)).sum().backward()
+        optimizer.step()
+    assert model.weight not in optimizer.state
+
+
 @pytest.mark.parametrize("wrap", [[], [StepInBackward]], ids=str)
 def test_steps_smaller_than_the_bits_of_a_split_weight_are_measured(wrap: list):
     """In bf16 alone a step is nothing or a whole unit of the last bit, so that its length is off by a lot."""
