@@ -483,11 +483,11 @@ def last_step(runs: Runs, arm: str) -> int:
 
 
 def draw_arm(axes: Any, runs: Runs, arm: str, key: str, color: str) -> tuple[float, float]:
-    """The band of an arm's seeds; returns where its line ends."""
-    found = [series(runs.metrics(arm, seed), key) for seed in runs.seeds]
-    steps = [step for step, _ in found[0]]
-    band(axes, steps, [[value for _, value in line] for line in found], color)
-    return steps[-1], statistics.fmean(line[-1][1] for line in found)
+    """The band of an arm's seeds; returns where its line ends. A run that was resumed lacks the window of its stop."""
+    found = [dict(series(runs.metrics(arm, seed), key)) for seed in runs.seeds]
+    steps = [step for step in found[0] if all(step in line for line in found)]
+    band(axes, steps, [[line[step] for step in steps] for line in found], color)
+    return steps[-1], statistics.fmean(line[steps[-1]] for line in found)
 
 
 if __name__ == "__main__":

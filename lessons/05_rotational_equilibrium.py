@@ -234,8 +234,13 @@ def by_hand() -> None:
 
 
 def last(metrics: Metrics, key: str) -> Any:
-    """What was logged last, a list or a number."""
-    return series(metrics, key)[-1][1]
+    """What was logged last, a list or a number. Raises `ValueError` where a stop took the last window of the run."""
+    step, value = series(metrics, key)[-1]
+    if step != metrics[-1]["step"]:
+        raise ValueError(
+            f"{key} was not measured at the end, where the run was stopped and resumed; delete it, and rerun"
+        )
+    return value
 
 
 def fast_over_slow(metrics: Metrics) -> float:
@@ -483,9 +488,10 @@ def draw(figure: Any, runs: Runs, theme: Theme, prediction: float | None) -> Non
 
 
 def over_steps(runs: Runs, arm: str, key: str) -> list[tuple[int, list[float]]]:
-    """A list of numbers at each step, as their mean over the seeds."""
+    """A list of numbers at each step that all seeds have, as their mean."""
     found = [dict(series(runs.metrics(arm, seed), key)) for seed in runs.seeds]
-    return [(step, [statistics.fmean(x) for x in zip(*(f[step] for f in found), strict=True)]) for step in found[0]]
+    steps = [step for step in found[0] if all(step in f for f in found)]
+    return [(step, [statistics.fmean(x) for x in zip(*(f[step] for f in found), strict=True)]) for step in steps]
 
 
 def draw_neurons(axes: Any, runs: Runs, arm: str, key: str, color: str, since: int = 0) -> None:

@@ -137,7 +137,7 @@ class Passages:
                 f"{len(passages)} passages are no whole number of batches of {rows}; change one of the two"
             )
         epoch, first = divmod(step * rows, len(passages))
-        order = np.random.default_rng((seed, epoch)).permutation(passages)
+        order = np.random.default_rng((seed, 1 + epoch)).permutation(passages)  # (seed, 0) is (seed,)
         return self.text.windows(self.text.train_tokens, order[first : first + rows] * self.row_size)
 
     def validation(self, rows: int) -> list[tuple[Tensor, Tensor]]:

@@ -31,7 +31,7 @@ from minitrain.techniques.rotational import RotationalAdamW, rotate, unbalance, 
 
 # --8<-- [start:setup]
 PREDICT = Predict(
-    "AdamW starts without warmup. In its first step, how many times as far as in the end do its neurons turn?",
+    "AdamW starts without warmup. In its first step, how many times the angle of its equilibrium do its neurons turn?",
     low=0.0,
     high=50.0,
     answer=lambda runs: statistics.fmean(runs.values(ADAMW, over_set(1), RATE)),
@@ -39,7 +39,7 @@ PREDICT = Predict(
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"steps": 250, "seeds": 2, "rates": (3e-3,)},
     "cpu": {"steps": 250, "seeds": 2, "rates": (3e-3, 1e-2, 3e-2)},
-    "record": {"steps": 250, "seeds": 6, "first_seed": 101, "rates": (1e-3, 3e-3, 1e-2, 3e-2)},
+    "record": {"steps": 250, "seeds": 6, "first_seed": 101, "rates": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)},
     "gpu": {
         "steps": 2000, "seeds": 2, "rates": (3e-4, 1e-3, 3e-3), "depth": 12, "width": 768, "context": 1024,
         "batch_size": 65_536, "weight_decay": 0.5, "precision": "bf16",
@@ -255,8 +255,8 @@ def cost(runs: Runs, arm: str, beside: str) -> list[float]:
 
 
 def range_over_rates(runs: Runs, arm: str) -> list[float]:
-    """The largest minus the smallest loss over the learning rates from 3e-3 on, per seed; NaN where there is but one."""
-    rates = [lr for lr in runs.learning_rates if lr and lr >= 3e-3]
+    """The largest minus the smallest loss over learning rates from 3e-3 to 3e-2, per seed; NaN where there is but one."""
+    rates = [lr for lr in runs.learning_rates if lr and 3e-3 <= lr <= 3e-2]
     each = zip(*(runs.values(arm, loss, lr) for lr in rates), strict=True)
     return [max(values) - min(values) if len(values) > 1 else math.nan for values in each]
 

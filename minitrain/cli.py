@@ -47,17 +47,31 @@ class Model:
 
 
 @dataclass(frozen=True)
+class ImageModel:
+    """The model."""
+
+    depth: int = 20
+    """Layers with weights, 6n + 2; 18 is ResNet-18 with its four stages."""
+    width: int | None = None
+    """Channels of the first stage (16; of ResNet-18, 64)."""
+    norm: Literal["batch", "layer", "online"] = "batch"
+    """Batch norm; layer norm, over all of an image; or online normalization."""
+    ghost_noise: int | None = None
+    """Add the noise of a ghost batch of this size behind each batch or layer norm."""
+    weight_standardization: bool = False
+    """Standardize the weights of the convolutions inside blocks."""
+
+
+@dataclass(frozen=True)
 class Training:
     """The training."""
 
-    data: Path | None = None
-    """A text file, or a folder of them. Without it: the source of Python's standard library."""
     steps: int = 1200
     """How many steps."""
     batch_size: int = 1024
-    """Tokens per step."""
+    """Tokens (or images) per step."""
     micro_batch_size: int | None = None
-    """Tokens that go through the model at once; the gradient is accumulated over the batch."""
+    """Tokens (or images) that go through the model at once; the gradient is accumulated over the batch."""
     optimizer: Literal["adamw", "adam", "lion", "sgd"] = "adamw"
     """adam takes its decay as L2; sgd has Nesterov momentum 0.9 and L2."""
     lr: float | None = None
@@ -76,8 +90,6 @@ class Training:
     """The shape of the fall (wsd; linear unless given)."""
     clip: float = 1.0
     """Largest joint norm of the gradients; 0 does not clip."""
-    loss_chunk: int | None = None
-    """Tokens whose logits exist at once; without it, those of all that go through the model at once."""
     recompute_blocks: bool = False
     """Keep only the input of each block, and compute the rest again in the backward pass."""
     split_weights: int | None = None
@@ -86,6 +98,36 @@ class Training:
     """Step each weight inside the backward pass and drop its gradient at once; needs clip 0 and no micro batches."""
     seed: int = 0
     """Sets the initial weights and the order of the data."""
+
+
+@dataclass(frozen=True)
+class TextTraining(Training):
+    """The training."""
+
+    data: Path | None = None
+    """A text file, or a folder of them. Without it: the source of Python's standard library."""
+    loss_chunk: int | None = None
+    """Tokens whose logits exist at once; without it, those of all that go through the model at once."""
+
+
+@dataclass(frozen=True)
+class ImageTraining(Training):
+    """The training."""
+
+    data: Literal["letters", "cifar10"] | Path = "letters"
+    """Letters drawn from fonts; CIFAR-10, by download; or an .npz file of your own."""
+    held_out: Literal["validation", "test"] = "validation"
+    """What accuracy is measured on, where data have test images: a tenth of the training images, or those."""
+    steps: int = 1000
+    """How many steps."""
+    batch_size: int = 128
+    """Images per step."""
+    optimizer: Literal["adamw", "adam", "lion", "sgd"] = "sgd"
+    """adam takes its decay as L2; sgd has Nesterov momentum 0.9 and L2."""
+    schedule: Literal["constant", "wsd", "cosine", "linear", "exponential", "inverse-sqrt", "one-cycle"] = "cosine"
+    """How the learning rate moves."""
+    clip: float = 0.0
+    """Largest joint norm of the gradients; 0 does not clip."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +149,20 @@ class Train:
     """Train a GPT on text."""
 
     model: Annotated[Model, tyro.conf.OmitArgPrefixes] = Model()
-    training: Annotated[Training, tyro.conf.OmitArgPrefixes] = Training()
+    training: Annotated[TextTraining, tyro.conf.OmitArgPrefixes] = TextTraining()
+    machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine()
+    out: Path | None = None
+    """The run's folder; without it, the next free one in runs/."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with its own options."""
+
+
+@dataclass(frozen=True)
+class TrainImages:
+    """Train a ResNet on images."""
+
+    model: Annotated[ImageModel, tyro.conf.OmitArgPrefixes] = ImageModel()
+    training: Annotated[ImageTraining, tyro.conf.OmitArgPrefixes] = ImageTraining()
     machine: Annotated[Machine, tyro.conf.OmitArgPrefixes] = Machine()
     out: Path | None = None
     """The run's folder; without it, the next free one in runs/."""
@@ -120,7 +175,7 @@ class Plan:
     """Say how much memory a training step will take, what fills it, and what would help, before anything is run."""
 
     model: Annotated[Model, tyro.conf.OmitArgPrefixes] = Model()
-    training: Annotated[Training, tyro.conf.OmitArgPrefixes] = Training()
+    training: Annotated[TextTraining, tyro.conf.OmitArgPrefixes] = TextTraining()
     device: Literal["cuda", "cpu"] = "cuda"
     """Where the step is to run; this machine need not have it."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -219,7 +274,7 @@ class Ledger:
     """List every claim of the course with its verdict."""
 
 
-COMMANDS = Demo | Train | Plan | Sample | Lesson | Exercise | Check | Reproduce | Ledger
+COMMANDS = Demo | Train | TrainImages | Plan | Sample | Lesson | Exercise | Check | Reproduce | Ledger
 
 # Peak learning rate and decay that suit a GPT of about 1 M parameters and 1200 steps of 1024 tokens.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -228,19 +283,27 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "lion": {"lr": 1e-3, "weight_decay": 3.0, "betas": (0.9, 0.95)},
     "sgd": {"lr": 0.5, "weight_decay": 1e-4, "momentum": 0.9, "nesterov": True},
 }
+# The same for a ResNet-20 and 1000 steps of 128 images.
+IMAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adamw": {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)},
+    "adam": {"lr": 3e-3, "weight_decay": 1e-4, "betas": (0.9, 0.95)},
+    "lion": {"lr": 5e-4, "weight_decay": 1.0, "betas": (0.9, 0.95)},
+    "sgd": {"lr": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": True},
+}
 
 
-def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16"], vocabulary: int = 256) -> "Recipe":
+def recipe_of(
+    model: Model, training: TextTraining, precision: Literal["fp32", "bf16"], vocabulary: int = 256
+) -> "Recipe":
     """The recipe that the options name. Raises `ValueError` with one sentence where they do not fit together."""
     import torch.nn.functional as F
     from torch import nn
 
-    from minitrain import gpt, optim, schedules
+    from minitrain import gpt
     from minitrain.data.text import own_text, standard_library
     from minitrain.recipe import Recipe, cross_entropy
     from minitrain.runtime.attention import causal_attention
     from minitrain.runtime.chunked_loss import chunked_cross_entropy
-    from minitrain.runtime.recompute import recompute_blocks
 
     build_model = partial(
         gpt.GPT,
@@ -259,32 +322,72 @@ def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16
         learned_positions=model.positions == "learned",
         tied=model.tied,
     )
-    hyper = dict(DEFAULTS[training.optimizer])
+    text = partial(own_text, path=str(training.data)) if training.data else standard_library
+    # What is off leaves no trace in the recipe, so that runs from before an option was there can still be resumed.
+    if vocabulary != 256:
+        build_model = partial(build_model, vocab_size=vocabulary)
+    loss = cross_entropy if training.loss_chunk is None else partial(chunked_cross_entropy, chunk=training.loss_chunk)
+    if training.loss_chunk is not None and training.loss_chunk < 1:
+        raise ValueError(f"loss_chunk must be at least 1 token, not {training.loss_chunk}; leave it out for one chunk")
+    recipe = Recipe(build_model, partial(text, context=model.context), training.steps, training.batch_size, loss=loss)
+    return trained_as(recipe, training, DEFAULTS, precision)
+
+
+def image_recipe_of(model: ImageModel, training: ImageTraining, precision: Literal["fp32", "bf16"]) -> "Recipe":
+    """The recipe that the options name. Raises `ValueError` with one sentence where they do not fit together."""
+    from torch import nn
+
+    from minitrain.data.download import cifar10
+    from minitrain.data.images import letters, own_images
+    from minitrain.recipe import Recipe
+    from minitrain.resnet import cifar_resnet, layer_norm, resnet18
+    from minitrain.techniques.ghost_noise import ghost_noised
+    from minitrain.techniques.online_norm import OnlineNorm2d
+    from minitrain.techniques.weight_standardization import weight_standardized
+
+    if training.split_weights is not None and model.norm == "batch":
+        raise ValueError("batch norm keeps its statistics in 32 bits and takes no gains in 16; choose another norm")
+    if training.data == "letters":
+        data = letters
+    elif training.data == "cifar10":
+        data = partial(cifar10, held_out=training.held_out)
+    else:
+        data = partial(own_images, path=str(training.data), held_out=training.held_out)
+    shown = data()
+    norm = {"batch": nn.BatchNorm2d, "layer": layer_norm, "online": OnlineNorm2d}[model.norm]
+    sizes: dict[str, Any] = {"classes": shown.classes, "channels": shown.channels, "norm": norm}
+    if model.width is not None:
+        sizes["width"] = model.width
+    build_model = partial(resnet18, **sizes) if model.depth == 18 else partial(cifar_resnet, depth=model.depth, **sizes)
+    if model.weight_standardization:
+        build_model = partial(weight_standardized, build_model)
+    if model.ghost_noise is not None:
+        build_model = partial(ghost_noised, build_model, ghost_batch_size=model.ghost_noise)
+    recipe = Recipe(build_model, data, training.steps, training.batch_size)
+    return trained_as(recipe, training, IMAGE_DEFAULTS, precision)
+
+
+def trained_as(
+    recipe: "Recipe", training: Training, defaults: dict[str, dict[str, Any]], precision: Literal["fp32", "bf16"]
+) -> "Recipe":
+    """The recipe with all that the options say of the training, whatever is trained on whatever."""
+    from minitrain import optim, schedules
+    from minitrain.runtime.recompute import recompute_blocks
+
+    hyper = dict(defaults[training.optimizer])
     for name in ("lr", "weight_decay", "betas"):
         if (value := getattr(training, name)) is not None:
             if name not in hyper:
                 raise ValueError(f"{training.optimizer} has no {name}; leave it out or choose another optimizer")
             hyper[name] = value
-    optimizers = {"adamw": optim.AdamW, "adam": optim.Adam, "lion": optim.Lion, "sgd": optim.SGD}
-    text = partial(own_text, path=str(training.data)) if training.data else standard_library
     if not 0 <= training.clip < float("inf"):
         raise ValueError(f"clip must be a number above 0, or 0 to not clip, not {training.clip}")
-    # What is off leaves no trace in the recipe, so that runs from before an option was there can still be resumed.
-    if vocabulary != 256:
-        build_model = partial(build_model, vocab_size=vocabulary)
-    if training.recompute_blocks:
-        build_model = partial(recompute_blocks, build_model)
-    loss = cross_entropy if training.loss_chunk is None else partial(chunked_cross_entropy, chunk=training.loss_chunk)
-    if training.loss_chunk is not None and training.loss_chunk < 1:
-        raise ValueError(f"loss_chunk must be at least 1 token, not {training.loss_chunk}; leave it out for one chunk")
-    return Recipe(
-        build_model=build_model,
-        data=partial(text, context=model.context),
-        steps=training.steps,
-        batch_size=training.batch_size,
+    build_model = recipe.build_model
+    return dataclasses.replace(
+        recipe,
+        build_model=partial(recompute_blocks, build_model) if training.recompute_blocks else build_model,
         micro_batch_size=training.micro_batch_size,
-        loss=loss,
-        make_optimizer=optimizer_of(training, optimizers[training.optimizer], hyper),
+        make_optimizer=optimizer_of(training, hyper),
         schedules={("*", "lr"): schedule_of(training, schedules)},
         before_step=(partial(optim.ClipGradNorm, max_norm=training.clip),) if training.clip else (),
         precision=precision,
@@ -292,12 +395,13 @@ def recipe_of(model: Model, training: Training, precision: Literal["fp32", "bf16
     )
 
 
-def optimizer_of(training: Training, make: Any, hyper: dict[str, Any]) -> partial:
+def optimizer_of(training: Training, hyper: dict[str, Any]) -> partial:
     """The maker of the optimizer, with what is put around it."""
-    from minitrain.optim import wrapped
+    from minitrain.optim import SGD, Adam, AdamW, Lion, wrapped
     from minitrain.techniques.split_weights import SplitWeights
     from minitrain.techniques.step_in_backward import StepInBackward
 
+    make = {"adamw": AdamW, "adam": Adam, "lion": Lion, "sgd": SGD}[training.optimizer]
     by: tuple = () if training.split_weights is None else (partial(SplitWeights, bits=training.split_weights),)
     if training.step_in_backward:
         if training.clip:
@@ -354,16 +458,16 @@ def next_free_folder(name: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def write_options(folder: Path, options: Train) -> None:
+def write_options(folder: Path, options: Train | TrainImages) -> None:
     """Stores the options as a command line, for `--resume` and `minitrain sample`."""
     from minitrain.runtime.files import write_text
 
     write_text(folder / "options.json", json.dumps(arguments_of(options), indent=1) + "\n")
 
 
-def arguments_of(options: Train) -> list[str]:
-    """The command line that says all options in full."""
-    arguments: list[str] = []
+def arguments_of(options: Train | TrainImages) -> list[str]:
+    """The command line that says all options in full; of `minitrain train` without the command's name."""
+    arguments: list[str] = ["train-images"] if isinstance(options, TrainImages) else []
     for part in (options.model, options.training, options.machine):
         for name, value in dataclasses.asdict(part).items():
             flag = name.replace("_", "-")
@@ -375,7 +479,7 @@ def arguments_of(options: Train) -> list[str]:
     return arguments
 
 
-def read_options(folder: Path) -> Train:
+def read_options(folder: Path) -> Train | TrainImages:
     """What `write_options` stored. Raises `FileNotFoundError` or `ValueError` where that is not to be had."""
     path = folder / "options.json"
     if not path.is_file():
@@ -386,6 +490,8 @@ def read_options(folder: Path) -> Train:
         arguments = None
     if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
         raise ValueError(f"{path} is damaged; start a new run in another folder")
+    if arguments[:1] == ["train-images"]:
+        return parse(TrainImages, arguments[1:], prog=str(path))
     return parse(Train, arguments, prog=str(path))
 
 
@@ -400,12 +506,15 @@ def main(argv: list[str] | None = None) -> None:
     warnings.showwarning = print_warning  # ty: ignore[invalid-assignment]
     options = parse(COMMANDS, argv, prog="minitrain", description="Learn what an optimizer's update really does.")
     try:
-        if isinstance(options, Train) and options.resume:
+        if isinstance(options, Train | TrainImages) and options.resume:
             if options.out:
                 raise ValueError("a resumed run stays in its folder; leave --out or --resume out")
             # The run's own options, with what the command line says on top: what differs will be refused by name.
             stored = dataclasses.replace(read_options(options.resume), resume=options.resume)
-            options = parse(Train, argv[1:], prog="minitrain train", default=stored)
+            if type(stored) is not type(options):
+                other = "train-images" if isinstance(stored, TrainImages) else "train"
+                raise ValueError(f"{options.resume} was written by minitrain {other}; resume it with that command")
+            options = parse(type(options), argv[1:], prog=f"minitrain {argv[0]}", default=stored)
         from minitrain import commands
 
         commands.carry_out(options)

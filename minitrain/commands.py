@@ -25,14 +25,17 @@ from minitrain.cli import (
     Plan,
     Reproduce,
     Sample,
+    TextTraining,
     Train,
-    Training,
+    TrainImages,
+    image_recipe_of,
     next_free_folder,
     read_options,
     recipe_of,
     write_options,
 )
 from minitrain.data.text import decode, python_version
+from minitrain.lab.accuracy import Accuracy
 from minitrain.lab.course import Predict, ask, ledger, list_of_lessons, reproduce, run_lesson
 from minitrain.lab.exercises import exercises, grade, print_report, write_stub
 from minitrain.lab.intervals import prediction_interval
@@ -55,7 +58,7 @@ def carry_out(options: Any) -> None:
     match options:
         case Demo():
             finished = run_demo(options).finished
-        case Train():
+        case Train() | TrainImages():
             folder = options.resume or options.out or next_free_folder("train")
             finished = train_and_report(options, folder, resume=options.resume is not None).finished
         case Plan():
@@ -114,45 +117,55 @@ def run_demo(options: Demo) -> Run:
 
 def demo_options(seed: int = 0, machine: Machine = Machine()) -> Train:  # noqa: B008  (frozen, so it can be shared)
     """The demo as options of `minitrain train`."""
-    return Train(training=Training(seed=seed), machine=machine)
+    return Train(training=TextTraining(seed=seed), machine=machine)
 
 
 def train_and_report(
-    options: Train, folder: Path, resume: bool = False, samples: bool = False, guess: float | None = None
+    options: Train | TrainImages, folder: Path, resume: bool = False, samples: bool = False, guess: float | None = None
 ) -> Run:
     """Trains what the options say, with everything a person wants to see around it."""
     device, precision = set_up(options.machine)
-    recipe = recipe_of(options.model, options.training, precision)  # ty: ignore[invalid-argument-type]
+    of_images = isinstance(options, TrainImages)
+    make = image_recipe_of if of_images else recipe_of
+    recipe = make(options.model, options.training, precision)  # ty: ignore[invalid-argument-type]
     gauge = Gauge(recipe, device, compiled=options.machine.compile)
     run = build(recipe, device)
     if not resume:
         check_writable(folder)
         refuse_to_overwrite(folder)
     source = options.training.data or f"the standard library of Python {python_version()}"
-    print(f"Data: {source}; {recipe.batch_size:,} bytes a step, {recipe.steps:,} steps")
+    print(f"Data: {source}; {recipe.batch_size:,} {'images' if of_images else 'bytes'} a step, {recipe.steps:,} steps")
     print(table_of_groups(run.optimizer))
     if not checkpoints(folder):
         write_options(folder, options)
-    probes = [Rotation(), *([Sampler()] if samples else [])]
+    # The last step is measured whatever the number of steps.
+    shown = [Accuracy(every=math.gcd(250, recipe.steps))] if of_images else [Sampler()] if samples else []
     started = time.monotonic()
     compile = options.machine.compile
-    train(run, folder=folder, resume=resume, probes=probes, compile=compile, progress=True)
+    train(run, folder=folder, resume=resume, probes=[Rotation(), *shown], compile=compile, progress=True)
     if not run.finished:
+        name = "train-images" if of_images else "train"
         print(
-            f"Stopped after step {run.step} of {recipe.steps} and saved; go on with: {command()} train --resume {folder}"
+            f"Stopped after step {run.step} of {recipe.steps} and saved; go on with: {command()} {name} --resume {folder}"
         )
         return run
     memory = str(gauge)
     export_weights(run.model, folder / "model.safetensors")
     draw_run(run.metrics, folder / "picture.png", guess)
-    print(
-        f"{bits_per_byte(run):.3f} bits per byte on text it has never seen, after {time.monotonic() - started:.0f} seconds."
-    )
+    print(f"{result_of(run)}, after {time.monotonic() - started:.0f} seconds.")
     if samples:
         print(count_accepted_lines(run))
     print(memory)
     print(f"Picture: {folder / 'picture.png'}")
     return run
+
+
+def result_of(run: Run) -> str:
+    """What came out, in words."""
+    accuracy = [m["val_accuracy"] for m in run.metrics if "val_accuracy" in m]
+    if accuracy:
+        return f"{100 * accuracy[-1]:.1f} % of images that it has never trained on named rightly"
+    return f"{bits_per_byte(run):.3f} bits per byte on text it has never seen"
 
 
 def set_up(machine: Machine) -> tuple[str, str]:
@@ -282,7 +295,10 @@ def run_sample(options: Sample) -> None:
     """`minitrain sample`: prints what the model of a run's newest checkpoint writes."""
     if options.tokens < 1:
         raise ValueError(f"tokens must be at least 1, not {options.tokens}")
-    stored, saved = read_options(options.folder), load_checkpoint(options.folder)
+    stored = read_options(options.folder)
+    if isinstance(stored, TrainImages):
+        raise ValueError(f"{options.folder} is a run on images, whose model writes no text; give the folder of another")
+    saved = load_checkpoint(options.folder)
     model = recipe_of(stored.model, stored.training, "fp32").build_model().eval()
     load_model(model, saved)
     text = sample_text(model, options.prompt, options.tokens, options.temperature, options.top_k, seed=options.seed)[0]

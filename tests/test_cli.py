@@ -9,11 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from minitrain import cli, commands
-from minitrain.cli import Demo, Machine, Model, Train, Training
+from minitrain.cli import Demo, ImageModel, ImageTraining, Machine, Model, TextTraining, Train, TrainImages
 from minitrain.lab.course import Predict, ask
 from minitrain.lab.plots import DARK, draw_run
 from minitrain.lab.samples import python_accepts
@@ -210,8 +211,8 @@ def test_sample_writes_text_and_refuses_bad_values(text: Path, capsys: pytest.Ca
     ],
 )
 def test_each_option_reaches_the_recipe(options: dict, path: str):
-    base = cli.recipe_of(Model(), Training(), "fp32")
-    changed = cli.recipe_of(Model(), replace(Training(), **options), "fp32")
+    base = cli.recipe_of(Model(), TextTraining(), "fp32")
+    changed = cli.recipe_of(Model(), replace(TextTraining(), **options), "fp32")
     assert path in difference(base, changed)
 
 
@@ -219,7 +220,7 @@ def test_each_option_reaches_the_recipe(options: dict, path: str):
     "schedule", ["constant", "wsd", "cosine", "linear", "exponential", "inverse-sqrt", "one-cycle"]
 )
 def test_every_schedule_runs_over_all_steps(schedule):
-    recipe = cli.recipe_of(Model(), Training(schedule=schedule, steps=50), "fp32")
+    recipe = cli.recipe_of(Model(), TextTraining(schedule=schedule, steps=50), "fp32")
     multiplier = recipe.schedules["*", "lr"]
     assert all(0 < multiplier(step) <= 1 for step in range(50))
 
@@ -228,15 +229,15 @@ def test_every_schedule_runs_over_all_steps(schedule):
 def test_every_model_option_builds(field: str):
     choices = re.findall(r"'([a-z-]+)'", str(Model.__annotations__[field]))
     assert len(choices) >= 2
-    texts = {str(describe(cli.recipe_of(replace(Model(), **{field: x}), Training(), "fp32"))) for x in choices}
+    texts = {str(describe(cli.recipe_of(replace(Model(), **{field: x}), TextTraining(), "fp32"))) for x in choices}
     assert len(texts) == len(choices)
     for choice in choices:
-        model = cli.recipe_of(replace(Model(depth=1), **{field: choice}), Training(), "fp32").build_model()
+        model = cli.recipe_of(replace(Model(depth=1), **{field: choice}), TextTraining(), "fp32").build_model()
         assert model(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 256)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named"), [([], "demo, train, plan, sample"), (["frob"], "frob"), (["sample"], "PATH")]
+    ("arguments", "named"), [([], "demo, train, train-images, plan, sample"), (["frob"], "frob"), (["sample"], "PATH")]
 )
 def test_a_command_that_is_none_is_one_sentence(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]):
     code, error = outcome(arguments, capsys)
@@ -287,7 +288,7 @@ def test_a_loss_that_is_no_number_at_the_end_is_one_sentence(text: Path, capsys:
 
 
 def test_two_shares_of_a_half_fit_into_an_odd_number_of_steps():
-    recipe = cli.recipe_of(Model(), Training(steps=3, warmup=0.5, cooldown=0.5), "fp32")
+    recipe = cli.recipe_of(Model(), TextTraining(steps=3, warmup=0.5, cooldown=0.5), "fp32")
     assert all(0 < recipe.schedules["*", "lr"](step) <= 1 for step in range(3))
 
 
@@ -301,7 +302,7 @@ def test_a_stopped_command_does_not_end_as_a_success(text: Path, monkeypatch: py
     monkeypatch.setattr(commands.Rotation, "weights", stop)
     code, _ = outcome(["train", *TINY, "--data", str(text), "--out", "run", "--steps", "40"], capsys)
     assert code == 130
-    small = Train(Model(depth=1, width=32), Training(steps=40, batch_size=256), Machine(threads=1))
+    small = Train(Model(depth=1, width=32), TextTraining(steps=40, batch_size=256), Machine(threads=1))
     monkeypatch.setattr(commands, "demo_options", lambda seed, machine: small)
     assert outcome(["demo"], capsys)[0] == 130
     assert len(checkpoints(Path("run"))) == 1
@@ -337,7 +338,7 @@ def test_the_module_is_the_command():
 
 
 def test_options_survive_their_file(tmp_path: Path):
-    options = Train(Model(depth=2), Training(data=Path("x").resolve(), betas=(0.8, 0.9)), Machine(threads=1))
+    options = Train(Model(depth=2), TextTraining(data=Path("x").resolve(), betas=(0.8, 0.9)), Machine(threads=1))
     cli.write_options(tmp_path, options)
     assert cli.read_options(tmp_path) == options
 
@@ -383,7 +384,7 @@ def test_the_plan_that_a_page_shows_is_what_the_command_prints(capsys: pytest.Ca
 
 
 def test_the_demo_shows_samples_band_and_picture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    small = Train(Model(depth=1, width=32), Training(steps=8, batch_size=256), Machine(threads=1))
+    small = Train(Model(depth=1, width=32), TextTraining(steps=8, batch_size=256), Machine(threads=1))
     monkeypatch.setattr(commands, "demo_options", lambda seed, machine: small)
     cli.main(["demo"])
     shown = capsys.readouterr().out
@@ -517,3 +518,96 @@ def test_a_prediction_is_a_number_in_its_range_or_none(
 def test_nobody_is_asked_without_a_terminal(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked"))
     assert ask(Predict("How many?", low=0.0, high=8.0)) is None
+
+
+# --- images ------------------------------------------------------------------------------------------------------------
+
+TINY_IMAGES = [
+    "--data",
+    "own.npz",
+    "--depth",
+    "8",
+    "--width",
+    "4",
+    "--batch-size",
+    "8",
+    "--steps",
+    "6",
+    "--threads",
+    "1",
+]
+
+
+@pytest.fixture
+def own_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of dark and bright images of 8x8 pixels, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    labels = np.arange(60) % 2
+    images = (
+        np.random.default_rng(0).integers(0, 100, (60, 8, 8, 3), dtype=np.uint8) + 150 * labels[:, None, None, None]
+    )
+    arrays = {
+        "train_images": images[:40],
+        "train_labels": labels[:40],
+        "test_images": images[40:],
+        "test_labels": labels[40:],
+    }
+    np.savez("own.npz", **{name: x.astype(np.uint8) for name, x in arrays.items()})
+
+
+@pytest.mark.usefixtures("own_npz")
+def test_a_resnet_is_trained_on_own_images_and_resumed(capsys: pytest.CaptureFixture[str]):
+    tricks = ["--ghost-noise", "4", "--weight-standardization", "--held-out", "test", "--recompute-blocks"]
+    cli.main(["train-images", *TINY_IMAGES, *tricks, "--out", "run"])
+    said = capsys.readouterr().out
+    assert "8 images a step, 6 steps" in said
+    accuracy = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])["val_accuracy"]
+    assert f"{100 * accuracy:.1f} % of images that it has never trained on named rightly" in said
+    assert Path("run/picture.png").stat().st_size > 10_000
+    cli.main(["train-images", "--resume", "run"])
+    assert f"{100 * accuracy:.1f} % of images" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own_npz")
+def test_a_run_on_images_is_not_taken_for_one_on_text(capsys: pytest.CaptureFixture[str]):
+    cli.main(["train-images", *TINY_IMAGES, "--out", "run"])
+    capsys.readouterr()
+    code, error = outcome(["sample", "run"], capsys)
+    assert code == 2
+    assert "writes no text" in error
+    code, error = outcome(["train", "--resume", "run"], capsys)
+    assert code == 2
+    assert error == "minitrain: run was written by minitrain train-images; resume it with that command\n"
+
+
+@pytest.mark.usefixtures("own_npz")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nothing.npz"], "nothing.npz"),
+        (["--depth", "9"], "depth must be 6n + 2"),
+        (["--batch-size", "80"], "larger than the"),
+        (["--ghost-noise", "0"], "ghost"),
+        (["--norm", "online", "--ghost-noise", "4"], "norm"),
+        (["--width", "0"], "width must be at least 1"),
+        (["--split-weights", "16"], "choose another norm"),
+        (["--betas", "0.9", "0.99"], "sgd has no betas"),
+    ],
+)
+def test_bad_options_of_images_end_in_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+):
+    code, error = outcome(["train-images", *TINY_IMAGES, *arguments, "--out", "run"], capsys)
+    assert code == 2
+    assert words in error
+    assert error.count("\n") == 1
+    assert not Path("run").exists()
+
+
+def test_options_of_images_go_round():
+    options = TrainImages(
+        ImageModel(depth=18, ghost_noise=16), ImageTraining(data=Path("x.npz").resolve()), Machine(threads=1)
+    )
+    stored = cli.arguments_of(options)
+    assert stored[0] == "train-images"
+    assert cli.parse(TrainImages, stored[1:]) == options

@@ -33,7 +33,7 @@ class Accuracy:
         rows = run.micro_rows
         found = {"val_accuracy": share_right(run, run.data.validation(rows))}
         if self.seen:
-            found["train_accuracy"] = share_right(run, run.data.seen(self.seen, rows))  # ty: ignore[unresolved-attribute]
+            found["train_accuracy"] = share_right(run, run.data.seen(self.seen, rows))  # ty: ignore[missing-attribute]
         return found
 
 

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -122,6 +122,15 @@ def require_close(measured: Any, required: SupportsFloat, rtol: float, hint: str
         digits = max(6, min(17, 2 - math.floor(math.log10(rtol)))) if rtol > 0 else 17  # enough to show the difference
         off = f" ({100 * (value - required) / abs(required):+.3g} %)" if required and math.isfinite(value) else ""
         raise Rejected(f"{value:.{digits}g}{off}", f"{required:.{digits}g}, within {100 * rtol:g} %", hint)
+
+
+def hint_for(measured: Any, likely: Mapping[str, float], rtol: float = 1e-6) -> str:
+    """The hint whose value is the measured one; nothing where none is."""
+    try:
+        value = float(measured)
+    except (TypeError, ValueError):
+        return ""
+    return next((hint for hint, wrong in likely.items() if math.isclose(value, wrong, rel_tol=rtol)), "")
 
 
 def require_numbers(found: Any, length: int, required: str) -> np.ndarray:

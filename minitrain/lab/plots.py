@@ -37,11 +37,14 @@ class Theme:
 LIGHT = Theme("light", "#222222", "#767676", "#0072b2", "#b86e00", "#00805e", "#b0568a", "#2a85bd", "#c24e00")
 DARK = Theme("dark", "#e0e0e0", "#9e9e9e", "#56b4e9", "#e69f00", "#2fc49a", "#dd93c0", "#8fcdf0", "#ff7f3f")
 THEMES = (LIGHT, DARK)
-MATRICES = {  # of a block, by a part of their names: label and colour
+MATRICES = {  # by a part of their names: label and colour
     "qkv": ("queries, keys, values", "blue"),
     "attention.out": ("attention output", "pink"),
     "mlp.up": ("MLP input", "red"),
     "mlp.out": ("MLP output", "green"),
+    "stem": ("first convolution", "green"),
+    "conv": ("convolutions", "blue"),
+    "shortcut": ("shortcuts", "pink"),
 }
 
 
@@ -130,14 +133,19 @@ def u_curve(axes: Any, runs: "Runs", arm: str, measure: "Measure", color: str, s
 
 
 def draw_run(metrics: list[dict[str, Any]], path: Path, guess: float | None = None, theme: Theme = LIGHT) -> None:
-    """Two panels: bits per byte; and rotation per layer with its prediction. A `guess` is drawn hollow.
+    """Two panels: bits per byte, of images the accuracy; and rotation per layer with its prediction.
+
+    A `guess` is drawn hollow.
 
     `metrics` are the lines of a run's `metrics.jsonl`.
     """
 
     def draw(figure: Any, theme: Theme) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True)
-        draw_loss(top, metrics, guess, theme)
+        if any("val_accuracy" in m for m in metrics):
+            draw_accuracy(top, metrics, theme)
+        else:
+            draw_loss(top, metrics, guess, theme)
         draw_rotation(bottom, metrics, theme)
         bottom.set_xlabel("steps")
 
@@ -158,6 +166,14 @@ def draw_loss(axes: Any, metrics: list[dict[str, Any]], guess: float | None, the
         label(axes, *validated[-1], f"validation {validated[-1][1]:.2f}", theme.blue, xytext=(6, -16), ha="right")
     if guess is not None and validated:
         hollow(axes, validated[-1][0], guess, theme, "your guess", xytext=(-10, 6), ha="right")
+
+
+def draw_accuracy(axes: Any, metrics: list[dict[str, Any]], theme: Theme) -> None:
+    """The share of images named rightly, of those that were never trained on, in percent."""
+    measured = [(m["step"], 100 * m["val_accuracy"]) for m in metrics if "val_accuracy" in m]
+    axes.set(ylabel="% right", ylim=(0, 102), title="How many images it names rightly")
+    axes.plot(*zip(*measured, strict=True), color=theme.blue, marker="o", clip_on=False)
+    label(axes, *measured[-1], f"validation {measured[-1][1]:.1f} %", theme.blue, xytext=(6, -16), ha="right")
 
 
 def draw_rotation(axes: Any, metrics: list[dict[str, Any]], theme: Theme) -> None:

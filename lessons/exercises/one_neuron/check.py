@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minitrain.lab.exercises import require, require_close, require_numbers, require_pair
+from minitrain.lab.exercises import hint_for, require, require_close, require_numbers, require_pair
 
 # --- filters whose c_k we know ------------------------------------------------------------------------------------------
 
@@ -181,12 +181,3 @@ def random_walk(direction: Callable, lr: float, weight_decay: float, fan_in: int
 def unit(w: np.ndarray) -> np.ndarray:
     """Rows of length 1."""
     return w / np.linalg.norm(w, axis=1, keepdims=True)
-
-
-def hint_for(measured: Any, likely: dict[str, float], rtol: float = 1e-6) -> str:
-    """The hint whose value is the measured one."""
-    try:
-        value = float(measured)
-    except (TypeError, ValueError):
-        return ""
-    return next((hint for hint, wrong in likely.items() if math.isclose(value, wrong, rel_tol=rtol)), "")

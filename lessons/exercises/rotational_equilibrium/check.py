@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minitrain.lab.exercises import require, require_close
+from minitrain.lab.exercises import hint_for, require, require_close
 
 # --- the angle ----------------------------------------------------------------------------------------------------------
 
@@ -26,6 +26,7 @@ def turned_rows(angles: np.ndarray, fan_in: int = 200) -> tuple[np.ndarray, np.n
 # Of the tiny angles all are alike, so that acos is told from everything else by them, and the rest by the larger ones.
 ANGLES = {
     "large angles, all alike": np.full(40, 0.8),
+    "angles beyond a right angle": np.full(40, 2.5),
     "angles from 0.01 to 0.5": np.geomspace(0.01, 0.5, 40),
     "angles of 1e-3": np.full(40, 1e-3),
     "angles of 3e-4": np.full(40, 3e-4),
@@ -213,12 +214,3 @@ def triple(found: Any) -> list[Any]:
         values = []
     require(len(values) == 3, found, "three numbers: lr, weight_decay, beta1")
     return values
-
-
-def hint_for(measured: Any, likely: dict[str, float], rtol: float) -> str:
-    """The hint whose value is the measured one."""
-    try:
-        value = float(measured)
-    except (TypeError, ValueError):
-        return ""
-    return next((hint for hint, wrong in likely.items() if math.isclose(value, wrong, rel_tol=rtol)), "")
