@@ -41,6 +41,7 @@ bench: .venv/ready-base
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/rotation.py
+	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/lessons.py
 
 clean:

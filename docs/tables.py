@@ -82,6 +82,24 @@ def rotation_table(record: dict[str, Any]) -> str:
     return table(*rows)
 
 
+def images_table(record: dict[str, Any]) -> str:
+    """CPU milliseconds of a training step of ResNet-20 in each form, and the ratios; then online norm beside its loop."""
+    rows: list[tuple[Any, ...]] = [(f"ResNet-20, {record['batch']} images", "CPU ms a step", "images a second")]
+    for name, value in record["cpu_milliseconds"].items():
+        rows.append((name, f"{value:.0f}", f"{record['images_per_second'][name]:.0f}"))
+    ratios = [("ratio", "median (smallest to largest)", "goal")]
+    ratios += [(name, bracket(x), goal_of(x)) for name, x in record["ratios"].items()]
+    for name, x in record["online_norm"].items():
+        words = f"online norm of {record['batch']} x {name}, a loop over samples / all at once"
+        ratios.append((words, bracket(x["speed_up"]), goal_of(x["speed_up"])))
+    return table(*rows) + "\n" + table(*ratios)
+
+
+def goal_of(x: dict[str, Any]) -> str:
+    """In words, where there is one."""
+    return f"{x['bound']} {x['goal']:.2f}" if "goal" in x else ""
+
+
 def memory_table(record: dict[str, Any]) -> str:
     """The predicted peak of a step of GPT-2 by batch and by what saves memory, and its share of the plain step's."""
     rows: list[tuple[Any, ...]] = [("a step of GPT-2", "peak", "of the plain step's", "TFLOP")]
@@ -228,6 +246,14 @@ def claims_table(lesson: Lesson) -> str:
     return table(CLAIMS_HEAD, *((verdict(claim), sentence(claim), measured(claim)) for claim in claims))
 
 
+def cifar_files(record: dict[str, Any] | None) -> dict[str, str]:
+    """Measures and claims of the benchmark on photographs."""
+    if record is None:
+        return {"cifar.md": NOT_RECORDED, "cifar-claims.md": ""}
+    claims = ((verdict(claim), sentence(claim), measured(claim)) for claim in record["claims"])
+    return {"cifar.md": measures_table(record), "cifar-claims.md": table(CLAIMS_HEAD, *claims)}
+
+
 def ledger(all_lessons: Sequence[Lesson]) -> str:
     """All claims of all lessons, with links to their pages, and how many have which verdict."""
     claims = [(lesson, claim) for lesson in all_lessons if lesson.record for claim in lesson.record["claims"]]
@@ -315,6 +341,8 @@ def main() -> None:
         "shares.md": shares_table(speed),
         "band.md": band_table(band),
         "rotation_speed.md": rotation_table(rotation),
+        "images_speed.md": images_table(read_json(ROOT / "docs" / "results" / "images_speed.json")),
+        **cifar_files(read_json(ROOT / "docs" / "results" / "cifar.json")),
         "machine.md": f"{speed['cpu']}, {speed['threads']} thread, torch {speed['torch']}\n",
         "ledger.md": ledger(lessons()),
         "course.md": course(lessons()),

@@ -265,7 +265,6 @@ def with_ghost_noise(
     """
     for norm in chosen(model, which).values():
         norm.noise = noise(ghost_batch_size, shift, scale, isinstance(norm, nn.LayerNorm | nn.RMSNorm))
-        norm.noise.train(norm.training)
         norm.__class__ = NOISY[type(norm)]
     return model
 

@@ -230,9 +230,10 @@ def test_a_ring_is_filled_but_for_its_hole():
 
 def test_masks_are_read_at_their_pixels_and_between_them():
     mask = chance.random((2, MASK, MASK)).astype(np.float32)
-    y, x = (np.full((2, 1, 1), place, dtype=np.float32) for place in (2.5, -4.25))
-    row, column = 26, 19  # counted from the middle at 23.5
-    expected = 0.75 * mask[:, row, column] + 0.25 * mask[:, row, column + 1]
+    y, x = (np.full((2, 1, 1), place, dtype=np.float32) for place in (2.75, -4.25))
+    row, column = 26, 19  # counted from the middle at 23.5: 26.25 and 19.25
+    near, far = (0.75 * mask[:, i, column] + 0.25 * mask[:, i, column + 1] for i in (row, row + 1))
+    expected = 0.75 * near + 0.25 * far
     assert np.allclose(sample(mask, y, x)[:, 0, 0], expected, atol=1e-5)
 
 
