@@ -1,0 +1,19 @@
+"""Rejected by check_variance.
+
+The variance over the pixels is divided by one less than there are.
+"""
+
+import numpy as np
+from solution import backward  # noqa: F401
+
+
+def forward(
+    x: np.ndarray, m: np.ndarray, s: np.ndarray, decay: float, eps: float = 1e-5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`ddof=1`."""
+    a, q = x.mean(axis=1), x.var(axis=1, ddof=1)
+    r = np.sqrt(s + eps)
+    y = (x - m[:, None]) / r[:, None]
+    s = decay * s + (1 - decay) * q + decay * (1 - decay) * (a - m) ** 2
+    m = decay * m + (1 - decay) * a
+    return y, r, m, s
