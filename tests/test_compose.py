@@ -278,3 +278,11 @@ def test_every_possible_pair_is_there():
             possible = any(not why_not(c) and (c[i], c[j]) == pair for c in itertools.product(*PARTS))
             assert (((i, pair[0]), (j, pair[1])) in seen) is possible
     assert len(COVERING) < 100
+
+
+def test_the_docs_say_which_pairs_cannot_work():
+    page = (Path(__file__).parent.parent / "docs" / "pieces.md").read_text()
+    reasons = {reason for c in itertools.product(*PARTS) if (reason := why_not(c))}
+    assert len(reasons) == 5
+    for reason in reasons:
+        assert reason.removesuffix(" (`train-images` says so)") in page
