@@ -98,7 +98,7 @@ PREDICT = Predict(
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": 2, "steps": 200, "sizes": (4, 8, 16), "ghosts": (8,), "kinds": False},
     "cpu": {"seeds": 3},
-    "record": {"seeds": 12},
+    "record": {"seeds": 12, "first_seed": 101},
     "gpu": {
         "seeds": 3, "steps": 39_063, "batch_size": 256, "lr": 0.3, "warmup": 0.025, "cooldown": 0.975, "shape": cosine_shape,
         "sizes": (8, 16, 32), "ghosts": (16,), "model": resnet18, "data": cifar10, "precision": "bf16",
@@ -108,6 +108,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def experiment(
     seeds: int,
+    first_seed: int = 0,
     steps: int = 300,
     batch_size: int = 64,
     lr: float = 0.3,
@@ -149,7 +150,7 @@ def experiment(
     arms |= {PIXELS: partial(cloud, pixels=True), NO_PIXELS: partial(cloud, pixels=False), EXACT: identities}
     return {
         "arms": arms,
-        "seeds": range(seeds),
+        "seeds": range(first_seed, first_seed + seeds),
         "probes": (partial(Accuracy, every=steps, seen=500),),
         "log_every": steps // 10,
         "evaluate_every": steps,

@@ -348,6 +348,8 @@ def image_recipe_of(model: ImageModel, training: ImageTraining, precision: Liter
     if training.split_weights is not None and model.norm == "batch":
         raise ValueError("batch norm keeps its statistics in 32 bits and takes no gains in 16; choose another norm")
     if training.data == "letters":
+        if training.held_out == "test":
+            raise ValueError("letters have no test images beside the validation ones; leave --held-out out")
         data = letters
     elif training.data == "cifar10":
         data = partial(cifar10, held_out=training.held_out)
