@@ -98,7 +98,7 @@ PREDICT = Predict(
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"seeds": 2, "steps": 200, "sizes": (4, 8, 16), "ghosts": (8,), "kinds": False},
     "cpu": {"seeds": 3},
-    "record": {"seeds": 12, "first_seed": 101},
+    "record": {"seeds": 8, "first_seed": 101},
     "gpu": {
         "seeds": 3, "steps": 39_063, "batch_size": 256, "lr": 0.3, "warmup": 0.025, "cooldown": 0.975, "shape": cosine_shape,
         "sizes": (8, 16, 32), "ghosts": (16,), "model": resnet18, "data": cifar10, "precision": "bf16",
