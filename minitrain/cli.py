@@ -347,6 +347,10 @@ def image_recipe_of(model: ImageModel, training: ImageTraining, precision: Liter
 
     if training.split_weights is not None and model.norm == "batch":
         raise ValueError("batch norm keeps its statistics in 32 bits and takes no gains in 16; choose another norm")
+    if training.recompute_blocks and model.norm == "online":
+        raise ValueError(
+            "online norm moves its statistics as it computes, so blocks cannot be recomputed; leave one out"
+        )
     if training.data == "letters":
         if training.held_out == "test":
             raise ValueError("letters have no test images beside the validation ones; leave --held-out out")

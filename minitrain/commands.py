@@ -138,8 +138,7 @@ def train_and_report(
     print(table_of_groups(run.optimizer))
     if not checkpoints(folder):
         write_options(folder, options)
-    # The last step is measured whatever the number of steps.
-    shown = [Accuracy(every=math.gcd(250, recipe.steps))] if of_images else [Sampler()] if samples else []
+    shown = [LastAccuracy(recipe.steps)] if of_images else [Sampler()] if samples else []
     started = time.monotonic()
     compile = options.machine.compile
     train(run, folder=folder, resume=resume, probes=[Rotation(), *shown], compile=compile, progress=True)
@@ -158,6 +157,17 @@ def train_and_report(
     print(memory)
     print(f"Picture: {folder / 'picture.png'}")
     return run
+
+
+class LastAccuracy(Accuracy):
+    """Accuracy every 250 steps, and after the last one."""
+
+    def __init__(self, steps: int):
+        super().__init__(every=1)
+        self.steps = steps
+
+    def after(self, run: Run) -> dict[str, float]:
+        return super().after(run) if run.step % 250 == 0 or run.step == self.steps else {}
 
 
 def result_of(run: Run) -> str:

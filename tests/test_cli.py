@@ -592,6 +592,7 @@ def test_a_run_on_images_is_not_taken_for_one_on_text(capsys: pytest.CaptureFixt
         (["--width", "0"], "width must be at least 1"),
         (["--split-weights", "16"], "choose another norm"),
         (["--data", "letters", "--held-out", "test"], "letters have no test images"),
+        (["--norm", "online", "--recompute-blocks"], "blocks cannot be recomputed"),
         (["--betas", "0.9", "0.99"], "sgd has no betas"),
     ],
 )

@@ -174,6 +174,8 @@ def split_images(
     """The data of `own_images`, from its arrays."""
     images, labels = arrays["train_images"], arrays["train_labels"]
     check_images("train", images, labels)
+    if labels.max() >= len(labels):  # each number up to it would be a class
+        raise ValueError(f"train_labels must be below the {len(labels):,} images there are, and one is {labels.max()}")
     if held_out == "test":
         others, other_labels = arrays["test_images"], arrays["test_labels"]
         check_images("test", others, other_labels)
@@ -214,14 +216,16 @@ def read_npz(path: str, held_out: str = "test") -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"there is no file {path}; give the path of an .npz file with {' and '.join(wanted)}")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a complete .npz file; write one with numpy.savez")
-    with np.load(path, allow_pickle=False) as file:
-        missing = [name for name in wanted if name not in file]
-        if missing:
-            raise ValueError(f"{path} lacks {' and '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
-        try:
-            return {name: file[name] for name in (*wanted, "label_names") if name in file}
-        except Exception as error:  # a broken member, in any of several packings; or objects, which numpy refuses
-            raise ValueError(f"{path} cannot be read ({error}); write plain arrays with numpy.savez") from error
+    try:
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
+            there = file.files
+            arrays = {name: np.asarray(file[name]) for name in (*wanted, "label_names") if name in there}
+    except Exception as error:  # a broken member, in any of several packings; or objects, which numpy refuses
+        raise ValueError(f"{path} cannot be read ({error}); write plain arrays with numpy.savez") from error
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks {' and '.join(missing)}; it holds {', '.join(there) or 'nothing'}")
+    return arrays
 
 
 def check_images(part: str, images: np.ndarray, labels: np.ndarray) -> None:

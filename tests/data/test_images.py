@@ -365,3 +365,21 @@ def test_too_few_rows_to_hold_out_are_refused(npz: Any):
         with pytest.raises(ValueError, match="train must be a whole number") as error:
             letters(train=count)
         assert_one_sentence(error.value, count)
+
+
+def test_a_file_whose_directory_is_damaged_is_refused_in_one_sentence(tmp_path: Path):
+    images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
+    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels)
+    content = bytearray((tmp_path / "own.npz").read_bytes())
+    content[content.rfind(b"PK\x01\x02")] = 0
+    (tmp_path / "own.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="write"):
+        own_images(str(tmp_path / "own.npz"))
+
+
+def test_a_label_beyond_all_images_is_refused_before_classes_are_made(tmp_path: Path):
+    images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
+    labels[3] = 2**62
+    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels)
+    with pytest.raises(ValueError, match="must be below the 20 images there are"):
+        own_images(str(tmp_path / "own.npz"))
