@@ -382,6 +382,7 @@ def draw(figure: Any, runs: Runs, theme: Theme, prediction: float | None) -> Non
             draw_reading(below, runs, arm, getattr(theme, color), words)
     below.set(title="Letters read rightly", xlabel="Thousand images trained on", ylabel="Percent", ylim=(0, 100))
     below.set_xlim(0, None)
+    below.locator_params(axis="x", nbins=5, integer=True)
     below.legend(fontsize="small", loc="upper left", labelcolor="linecolor", handlelength=0.8)
 
 
