@@ -255,8 +255,8 @@ def cost(runs: Runs, arm: str, beside: str) -> list[float]:
 
 
 def range_over_rates(runs: Runs, arm: str) -> list[float]:
-    """The largest minus the smallest loss over learning rates from 3e-3 to 3e-2, per seed; NaN where there is but one."""
-    rates = [lr for lr in runs.learning_rates if lr and 3e-3 <= lr <= 3e-2]
+    """The largest minus the smallest loss over the learning rates from 3e-3 on, per seed; NaN where there is but one."""
+    rates = [lr for lr in runs.learning_rates if lr and lr >= 3e-3]
     each = zip(*(runs.values(arm, loss, lr) for lr in rates), strict=True)
     return [max(values) - min(values) if len(values) > 1 else math.nan for values in each]
 
