@@ -6,8 +6,6 @@ and the tables show their median, smallest and largest, of the process's CPU tim
 docs/results.
 """
 
-import argparse
-import json
 import platform
 import statistics
 import sys
@@ -20,12 +18,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import benchmark
 
 from minitrain.optim import SGD
 from minitrain.recipe import by_kind, cross_entropy
 from minitrain.resnet import ResNet, cifar_resnet
 from minitrain.runtime.device import autocast
-from minitrain.runtime.files import write_text
 from minitrain.techniques.ghost_noise import ghost_noised
 from minitrain.techniques.online_norm import OnlineNorm2d, gradient_of_sample, normalize_sample
 
@@ -210,20 +208,5 @@ def said(found: dict[str, Any]) -> str:
     return f"{spread:<22} goal: {found['bound']} {found['goal']:.2f}" if "goal" in found else spread
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=2, help="steps of each in a round")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, and no record")
-    asked = parser.parse_args()
-    if min(asked.rounds, asked.steps) < 1:
-        parser.error("give at least one round and one step")
-    record = measure(3 if asked.quick else asked.rounds, asked.steps)
-    show(record)
-    if not asked.quick:
-        short = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.4g}"))
-        write_text(RECORD, json.dumps(short, sort_keys=True, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, measure, show, RECORD, rounds=11, steps=2)

@@ -6,8 +6,6 @@ AdamW take turns in one process, a few steps each; every round gives one ratio, 
 and largest, of the process's CPU time. Without `--quick`, a record goes to docs/results.
 """
 
-import argparse
-import json
 import math
 import platform
 import statistics
@@ -20,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from turns import benchmark
 
 from minitrain.gpt import nanogpt_style
-from minitrain.runtime.files import write_text
 from minitrain.techniques.rotational import RotationalAdamW
 
 RECORD = Path(__file__).parents[1] / "docs" / "results" / "rotation_speed.json"
@@ -146,20 +144,5 @@ def show(record: dict[str, Any]) -> None:
             print(f"{name}: after 10 steps {value:.1e} from the readable form")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=5, help="steps of each in a round")
-    parser.add_argument("--quick", action="store_true", help="3 rounds, and no record")
-    asked = parser.parse_args()
-    if min(asked.rounds, asked.steps) < 1:
-        parser.error("give at least one round and one step")
-    record = measure(3 if asked.quick else asked.rounds, asked.steps)
-    show(record)
-    if not asked.quick:
-        short = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.4g}"))
-        write_text(RECORD, json.dumps(short, sort_keys=True, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    benchmark(__doc__, measure, show, RECORD, rounds=15, steps=5)
