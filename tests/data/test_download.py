@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -303,3 +304,15 @@ class Evil:
 def test_a_pickle_that_calls_something_is_refused(thing: object):
     with pytest.raises(pickle.UnpicklingError, match="no part of an array"):
         ArraysOnly(pickle.dumps({"data": thing}, protocol=2)).load()
+
+
+def test_a_folder_where_nothing_can_be_written_still_gives_its_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def refuse(*_: Any) -> None:
+        raise PermissionError("read-only")
+
+    arrays = {"train_labels": np.arange(3)}
+    monkeypatch.setenv(download.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(download, "fetch", lambda source: tmp_path / source.file)
+    monkeypatch.setattr(download, "decode_cifar10", lambda archive: arrays)
+    monkeypatch.setattr(download, "write_atomically", refuse)
+    assert download.cifar10_arrays() is arrays
