@@ -1,8 +1,9 @@
 """A digest of the source that a run reaches, so that an edit of a technique is never answered with yesterday's numbers.
 
 From the names in a recipe's text the definitions are followed through the modules: what a definition names in its own
-module or imports from other modules is reached as well. Comments, docstrings, layout and whatever else stands in these
-files do not count. Python and installed libraries are not followed; their versions are part of a run's key instead.
+module or imports from other modules is reached as well. Each counts by its name and its text: comments, docstrings, layout,
+the file it stands in and whatever else stands there do not. Python and installed libraries are not followed; their versions
+are part of a run's key instead.
 """
 
 import ast
@@ -26,8 +27,9 @@ def digest(names: Iterable[str]) -> str:
 
 
 def shortened(found: dict[str, str]) -> str:
-    """16 hexadecimal digits of a dictionary."""
-    return hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
+    """16 hexadecimal digits of what `reached` found, wherever it stands."""
+    texts = {(name.rpartition(".")[2], text) for name, text in found.items()}
+    return hashlib.sha256(repr(sorted(texts)).encode()).hexdigest()[:16]
 
 
 def reached(names: Iterable[str]) -> dict[str, str]:

@@ -60,17 +60,15 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str
     monkeypatch.syspath_prepend(tmp_path)
     count = iter(range(100))
 
-    def digest(name: str, old: str = "", new: str = "") -> str:
+    def digest(name: str, old: str = "", new: str = "", helper_text: str = HELPER) -> str:
         i = next(count)
         module, helper = f"technique_{i}", f"helper_{i}"
         assert old in MODULE + HELPER
-        (tmp_path / f"{module}.py").write_text(
-            MODULE.replace(old, new).format(helper=helper) if old else MODULE.format(helper=helper)
-        )
-        (tmp_path / f"{helper}.py").write_text(HELPER.replace(old, new) if old else HELPER)
+        texts = [text.replace(old, new) if old else text for text in (MODULE, helper_text)]
+        (tmp_path / f"{module}.py").write_text(texts[0].format(helper=helper))
+        (tmp_path / f"{helper}.py").write_text(texts[1])
         source.is_followed.cache_clear()
-        found = source.reached([f"{module}.{name}"])
-        return source.shortened({key.replace(f"_{i}.", "."): text for key, text in found.items()})
+        return source.digest([f"{module}.{name}"])
 
     return digest
 
@@ -103,6 +101,12 @@ def test_an_edit_of_what_is_reached_changes_the_digest(edited: Callable[..., str
 )
 def test_an_edit_elsewhere_or_of_words_does_not(edited: Callable[..., str], old: str, new: str):
     assert edited("step", old, new) == edited("step")
+
+
+def test_a_definition_that_moves_to_another_file_stays_the_same(edited: Callable[..., str]):
+    inner = "def inner(x):\n    return scale(x) + math.pi\n"
+    moved = MODULE.replace(inner, "from {helper} import inner\n")
+    assert edited("step", MODULE, moved, "import math\n" + HELPER + inner) == edited("step")
 
 
 def test_a_class_reaches_its_bases_methods_and_defaults(edited: Callable[..., str]):
