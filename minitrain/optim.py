@@ -33,6 +33,12 @@ from minitrain.equilibrium import (
 )
 from minitrain.runtime.fused import forget_count, fused_adamw
 
+
+def widened(x: Tensor) -> Tensor:
+    """In float32 at least, in which sums over many numbers are safe."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 # --- input rules ------------------------------------------------------------------------------------------------------
 
 

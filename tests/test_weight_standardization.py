@@ -449,8 +449,8 @@ def test_a_row_without_a_direction_is_refused_before_anything_is_converted(value
 @pytest.mark.parametrize(
     ("which", "words"),
     [
-        (["blocks.0.mlp.down"], "this GPT has no layer 'blocks.0.mlp.down'; give names as named_modules"),
-        (["embedding"], "embedding is a Embedding, and only nn.Linear or nn.Conv2d itself can be converted"),
+        (["blocks.0.mlp.down"], "this GPT has no module 'blocks.0.mlp.down'; give names as named_modules"),
+        (["embedding"], "embedding is a Embedding, and only nn.Linear or nn.Conv2d itself can be changed"),
         (lambda name, layer: False, "no nn.Linear or nn.Conv2d of this GPT was chosen"),
         ([], "no nn.Linear or nn.Conv2d of this GPT was chosen"),
         (["head"], "row 0 of head has no direction"),

@@ -78,7 +78,8 @@ def judge(claim: Claim, values: Sequence[float]) -> Verdict:
     """The verdict on a claim whose statistic has these values, one per seed."""
     low, high = claim.range
     if claim.at_least is not None:
-        return "holds" if values and sum(x == 1 for x in values) >= claim.at_least * len(values) else "does not hold"
+        share = sum(x == 1 for x in values) / len(values) if values else 0.0
+        return "holds" if share >= claim.at_least else "does not hold"
     if claim.kind == "algebra":
         inside = [low <= x <= high if claim.within else low < x < high for x in values]
         return "holds" if values and all(inside) and all(map(math.isfinite, values)) else "does not hold"

@@ -98,7 +98,8 @@ class Runs:
 
         def height(lr: float | None) -> float:
             values = self.values(arm, measure, lr)
-            return statistics.mean(values) if seed is None else values[self.seeds.index(seed)]
+            value = statistics.mean(values) if seed is None else values[self.seeds.index(seed)]
+            return math.inf if math.isnan(value) else value
 
         return min(self.learning_rates, key=height)
 
@@ -113,13 +114,20 @@ class Runs:
 def series(metrics: Metrics, key: str) -> list[tuple[int, Any]]:
     """`(step, value)` of every line that has `key`; `rotation.blocks.0.mlp.up.weight` looks inside a dictionary."""
     outer, _, inner = key.partition(".")
-    lines = [(line["step"], line[outer]) for line in metrics if line.get(outer) is not None]
+    lines = [(line["step"], or_nan(line[outer])) for line in metrics if outer in line]
     found = [(step, value[inner] if inner else value) for step, value in lines if not inner or inner in value]
     if not found:
         raise ValueError(
             f"no line of this run has {key!r}; the keys are {', '.join(sorted({k for m in metrics for k in m}))}"
         )
     return found
+
+
+def or_nan(value: Any) -> Any:
+    """The same with NaN for null, which is how a log says that something was no longer a number."""
+    if isinstance(value, dict):
+        return {key: or_nan(x) for key, x in value.items()}
+    return math.nan if value is None else value
 
 
 def final(key: str) -> Measure:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from minitrain.equilibrium import Equilibrium, equilibrium, equilibrium_l2, exponential, heavy_ball
+from minitrain.optim import widened
 from minitrain.recipe import by_kind
 
 Neurons = Literal["quantiles", "all"]
@@ -33,11 +34,6 @@ def angle(a: Float[Tensor, "... N"], b: Float[Tensor, "... N"]) -> Float[Tensor,
 
 
 # --8<-- [end:angle]
-def widened(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def quotient(a: Float[Tensor, "*O"], b: Float[Tensor, "*O"]) -> Float[Tensor, "*O"]:
     """`a / b`, NaN where `b` is not above zero."""
     return (a / b).where(b > 0, math.nan)

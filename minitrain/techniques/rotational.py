@@ -20,7 +20,7 @@ near its equilibrium (small `lr * weight_decay`, or a short run), the imposed ro
 train worse. Weights that no normalization follows lose their length as something to learn. A schedule reaches the angle
 through its root: a rate of a quarter turns half as far, unless `schedule_rotation` has the angle follow it. A
 `weight_decay` that a schedule takes to 0 ends the rotation. Plain bf16 weights lose rotations smaller than their last bit,
-so use `SplitWeights`; its `moments=torch.bfloat16` rounds the stored lengths too, by up to 0.2 %.
+so use `SplitWeights`.
 
 Deviations: the angle of Nesterov's momentum is its own equilibrium's, where the code takes the heavy ball's, 14 % less at
 0.9. No small number is added to the length of `u`; a neuron stands still whose `u` is zero, or along `w` but for rounding,
@@ -40,7 +40,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from minitrain.equilibrium import Equilibrium, equilibrium, equilibrium_l2
-from minitrain.optim import SGD, AdamW, Lion, Optimizer, PlainStorage, adam, l2_gradient, needed, plain_gradient
+from minitrain.optim import (
+    SGD,
+    AdamW,
+    Lion,
+    Optimizer,
+    PlainStorage,
+    adam,
+    l2_gradient,
+    needed,
+    plain_gradient,
+    widened,
+)
 from minitrain.runtime.fast_rotation import FastRotation, usable
 
 Form = Literal["fast", "readable", "compiled"]
@@ -89,8 +100,7 @@ def rotate(
 # --8<-- [end:rotate]
 def neurons(x: Tensor, row_dims: int = 1, per_neuron: bool = True) -> Float[Tensor, "O I"]:
     """One row per neuron, or the whole tensor as one row, in float32 at least."""
-    x = x.flatten(row_dims).flatten(0, row_dims - 1) if per_neuron else x.reshape(1, -1)
-    return x if x.dtype == torch.float64 else x.float()
+    return widened(x.flatten(row_dims).flatten(0, row_dims - 1) if per_neuron else x.reshape(1, -1))
 
 
 def length(x: Float[Tensor, "O I"]) -> Float[Tensor, "O 1"]:

@@ -183,7 +183,8 @@ def refuse_ranks() -> None:
 
 def clipped(u: Float[Tensor, "*shape"], max_rms: float) -> Float[Tensor, "*shape"]:
     """`u / max(1, rms(u) / max_rms)`: an update no larger than `max_rms` per weight, in the root mean square."""
-    return u / (u.square().mean().sqrt() / max_rms).clamp(min=1.0)
+    largest = u.abs().amax().clamp(min=max_rms) if u.numel() else max_rms  # the squares of huge numbers are infinite
+    return u / ((u / largest).square().mean().sqrt() * (largest / max_rms)).clamp(min=1.0)
 
 
 class ClippedDirection:

@@ -31,18 +31,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional as F
 
-Which = Callable[[str, nn.Module], bool] | Collection[str]
+from minitrain.modules import Which, choose
+from minitrain.optim import widened
 
 
 # --8<-- [start:standardize]
 def spread(w: Float[Tensor, "O *I"]) -> tuple[Float[Tensor, "O *ones"], Float[Tensor, "O *ones"]]:
     """The unbiased standard deviation and the mean of each row, with `w`'s number of dimensions."""
     return torch.std_mean(w, dim=tuple(range(1, w.ndim)), keepdim=True)
-
-
-def widened(w: Tensor) -> Tensor:
-    """In float32 at least."""
-    return w if w.dtype == torch.float64 else w.float()
 
 
 def scale_rows(w: Float[Tensor, "O *I"], factor: Float[Tensor, " O"]) -> Float[Tensor, "O *I"]:
@@ -210,7 +206,7 @@ def convert(model: nn.Module, which: Which = inside_blocks, eps: float = 1e-5) -
     its mean (and, with an `eps` above 0, the share `eps / std`). Raises `ValueError` for what cannot be converted, before
     anything is.
     """
-    chosen = choose(model, which, STANDARDIZED)
+    chosen = untied(model, which, STANDARDIZED)
     for name, layer in chosen.items():
         check_rows(layer, name, eps)
     for name, layer in chosen.items():
@@ -222,7 +218,7 @@ def convert(model: nn.Module, which: Which = inside_blocks, eps: float = 1e-5) -
 # --8<-- [end:convert]
 def convert_scaled(model: nn.Module, which: Which = inside_blocks) -> nn.Module:
     """The same for `ScaledLinear`, which changes nothing that the model computes at first, not a bit of it."""
-    for layer in choose(model, which, SCALED).values():
+    for layer in untied(model, which, SCALED).values():
         add_gain(layer)
         layer.__class__ = SCALED[type(layer)]
     return model
@@ -246,28 +242,11 @@ def scaled(build_model: Callable[[], nn.Module], which: Which = inside_blocks) -
     return convert_scaled(build_model(), which)
 
 
-def choose(model: nn.Module, which: Which, into: dict[type, type]) -> dict[str, Any]:
+def untied(model: nn.Module, which: Which, kinds: Collection[type]) -> dict[str, Any]:
     """The layers to convert, by name. Raises `ValueError` for a choice that cannot be converted."""
-    modules = dict(model.named_modules())
-    if callable(which):
-        names = [name for name, module in modules.items() if isinstance(module, tuple(into)) and which(name, module)]
-    else:
-        names = [which] if isinstance(which, str) else list(which)
-    kinds = " or ".join(f"nn.{kind.__name__}" for kind in into)
-    if not names:
-        raise ValueError(f"no {kinds} of this {type(model).__name__} was chosen; name layers, or give another `which`")
-    for name in names:
-        if name not in modules:
-            raise ValueError(
-                f"this {type(model).__name__} has no layer {name!r}; give names as named_modules() has them"
-            )
-        if type(modules[name]) not in into:
-            raise ValueError(
-                f"{name} is a {type(modules[name]).__name__}, and only {kinds} itself can be converted; leave it out"
-            )
-    chosen: dict[str, Any] = {name: modules[name] for name in names}
+    chosen = choose(model, which, kinds)
     users: dict[Tensor, list[str]] = {}
-    for name, module in modules.items():
+    for name, module in model.named_modules():
         for own, p in module.named_parameters(recurse=False):
             users.setdefault(p, []).append(f"{name}.{own}")
     for name, layer in chosen.items():

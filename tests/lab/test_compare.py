@@ -208,7 +208,7 @@ def test_asking_for_what_was_not_run(tmp_path: Path):
 METRICS = [
     {"step": 0, "a": 4.0},
     {"step": 5, "a": 2.0, "b": {"p": 1.0, "q": 3.0}},
-    {"step": 9, "a": None, "b": {"p": 5.0}},
+    {"step": 9, "b": {"p": 5.0}},
 ]
 
 
@@ -220,6 +220,14 @@ def test_measures():
     assert mean_late("a", 1.0)(METRICS) == 3.0
     assert mean_late("b", 1.0)(METRICS) == (2.0 + 5.0) / 2
     assert mean_late("b.p", 0.5)(METRICS) == 5.0
+
+
+def test_what_was_no_number_is_not_answered_by_what_came_before_it():
+    lost = [*METRICS, {"step": 12, "a": None, "b": {"p": None}}]
+    assert [step for step, _ in series(lost, "a")] == [0, 5, 12]
+    for value in (final("a")(lost), mean_late("a", 1.0)(lost), at("b.p", 12)(lost), mean_late("b", 0.5)(lost)):
+        assert math.isnan(value)
+    assert mean_late("a", 1.0)(METRICS) == 3.0
 
 
 def test_differences_and_ratios_are_paired_by_seed(tmp_path: Path):
