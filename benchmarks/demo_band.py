@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import torch
 
-from minitrain.cli import Train, recipe_of
-from minitrain.commands import bits_per_byte, demo_options
+from minitrain.cli.commands import bits_per_byte, demo_options
+from minitrain.cli.options import Train
+from minitrain.cli.recipes import recipe_of
 from minitrain.data.text import python_version, standard_library
 from minitrain.lab.plots import THEMES, draw_run
 from minitrain.lab.probes import Rotation

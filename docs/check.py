@@ -1,7 +1,8 @@
 """Looks over the built site; `make docs` calls it last. Uses the standard library, and Node.js for formulas if it is there.
 
 Every internal link, anchor and image must exist, no page may fetch anything from another host (links to click on are no
-fetching), each figure for light pages needs its twin for dark ones, and KaTeX must be able to set each formula.
+fetching), each image needs words in its place and each figure for light pages its twin for dark ones, and KaTeX must be
+able to set each formula.
 """
 
 import json
@@ -52,6 +53,7 @@ class Page(HTMLParser):
     path: Path
     links: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
+    wordless: list[str] = field(default_factory=list)
     anchors: set[str] = field(default_factory=set)
     formulas: list[str] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
@@ -74,6 +76,8 @@ class Page(HTMLParser):
         else:
             self.fetched += [given[name] for name in ("src", "data", "poster") if name in given]
             self.fetched += [part.split()[0] for part in given.get("srcset", "").split(",") if part.strip()]
+        if tag == "img" and not given.get("alt", "").strip():
+            self.wordless.append(given.get("src", "an image"))
         self.fetched += addresses_in_style(given.get("style", ""))
         if self.formula_depth or "arithmatex" in classes:
             self.formula_depth += 1
@@ -132,6 +136,7 @@ def page_faults(page: Page, pages: dict[Path, Page], site: Path) -> list[str]:
         found.append(external or reference_fault(address, page, pages, site))
     needs = sorted((page.classes & set(UNUSED.values())) - {""})
     found += [f"has an element of class {thing}, whose script is fetched from another host" for thing in needs]
+    found += [f"shows {image} without words for those who do not see it" for image in page.wordless]
     found += twin_faults(page.fetched)
     return [f"{page.path.relative_to(site)} {fault}" for fault in found if fault]
 

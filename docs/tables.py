@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minitrain.commands import expected_band
+from minitrain.cli.commands import expected_band
 from minitrain.lab.claims import found
 from minitrain.lab.records import is_stale
 from minitrain.lab.words import number, plus_minus

@@ -2,6 +2,7 @@
 
 A loop of twelve lines and one number, the loss. A small GPT reads the source of Python's standard library byte by byte,
 guesses each next byte, and is moved a little towards the byte that came.
+
     python lessons/01_train_a_gpt.py                # --preset quick (default), cpu, record, gpu
 """
 

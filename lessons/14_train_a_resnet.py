@@ -39,7 +39,7 @@ BROKEN = "broken: no norm"
 # --8<-- [start:setup]
 RESNET_8, LETTERS = partial(cifar_resnet, depth=8), partial(letters, train=4000)
 PREDICT = Predict(
-    "Layer norm: in a layer of eight to 32 filters, how many times as far in a step as the slowest turn the fastest?",
+    "Layer norm: in a layer of 8 to 32 filters, how many times as far as the slowest does the fastest turn in a step?",
     low=1.0,
     high=100.0,
     answer=lambda runs: statistics.fmean(runs.values(LAYER, spread, runs.best_lr(LAYER, wrong))),

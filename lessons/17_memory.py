@@ -2,6 +2,7 @@
 
 A 16-bit weight and its float32 copy say the same thing twice, and a gradient that was used need not be kept. Both are
 true, and both change next to nothing until something larger is out of the way. And they ask which bits a step needs.
+
     python lessons/17_memory.py                # --preset quick (default), cpu, record, gpu
 """
 

@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 def relu_squared(x: Tensor) -> Tensor:
-    """`max(x, 0)^2` (So et al., 2021, arXiv 2109.08668): cheaper than GELU and as good here."""
+    """`max(x, 0)^2` (So et al., 2021, arXiv 2109.08668): cheaper than GELU."""
     return F.relu(x).square()
 
 

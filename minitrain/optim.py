@@ -219,8 +219,23 @@ class Optimizer(torch.optim.Optimizer):
         """As torch's, but the state keeps its own dtype, where torch would cast it to the parameter's.
 
         Raises `ValueError` for the state of one of torch's own optimizers, whose names differ, of an optimizer with other
-        hyper-parameters, and for one whose weights were split otherwise than here.
+        hyper-parameters, for one whose weights were split otherwise than here, and for weights of other shapes.
         """
+        self.check_state(state_dict)
+        super().load_state_dict(state_dict)
+        for i, p in zip(*self.saved_and_own(state_dict), strict=True):
+            for key, value in state_dict["state"].get(i, {}).items():
+                self.state[p][key] = value.to(p.device, copy=True) if isinstance(value, Tensor) else value
+
+    def saved_and_own(self, state_dict: dict[str, Any]) -> tuple[list[int], list[Tensor]]:
+        """The numbers of the parameters in a state, and the optimizer's own."""
+        return (
+            [i for group in state_dict["param_groups"] for i in group["params"]],
+            [p for group in self.param_groups for p in group["params"]],
+        )
+
+    def check_state(self, state_dict: dict[str, Any]) -> None:
+        """Raises `ValueError` for a state that this optimizer cannot go on from."""
         for saved in state_dict["param_groups"]:
             if missing := set(self.defaults) - set(saved):
                 raise ValueError(
@@ -242,12 +257,14 @@ class Optimizer(torch.optim.Optimizer):
                     f"this state is of weights split as {state.get('split')!r}, and the optimizer's are split as "
                     f"{self.storage.way!r}; call SplitWeights or join_weights on it first, as before the state was saved"
                 )
-        super().load_state_dict(state_dict)
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        own = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(saved, own, strict=True):
-            for key, value in state_dict["state"].get(i, {}).items():
-                self.state[p][key] = value.to(p.device, copy=True) if isinstance(value, Tensor) else value
+        for i, p in zip(*self.saved_and_own(state_dict), strict=False):  # torch itself says where their number differs
+            state = state_dict["state"].get(i, {})
+            for x in (state[key] for key in ("m", "v", "b", "low") if key in state):
+                if x.shape != p.shape:
+                    raise ValueError(
+                        f"this state is of a weight of shape {tuple(x.shape)}, where the optimizer has one of "
+                        f"{tuple(p.shape)}; give it the parameters in the order in which they were when it was saved"
+                    )
 
     def momentum_filter(self, group: dict[str, Any]) -> Filter | None:
         """The filter that turns this optimizer's gradients into updates; None where nobody said which it is."""
@@ -269,9 +286,8 @@ class Optimizer(torch.optim.Optimizer):
         one = torch.ones((), dtype=torch.float64)
         share = 1 - self.step_rule(one, torch.zeros_like(one), {}, **needed(self.step_rule, group)).item()
         settled = equilibrium(filter, lr, share / lr, fan_in) if share > 0 else None
-        if (
-            settled and self.direction is sgdm
-        ):  # gradients that nothing normalizes go as 1/|w|, and growth and time with them
+        if settled and getattr(self.direction, "direction", self.direction) is sgdm:
+            # gradients that nothing normalizes go as 1/|w|, and growth and time with them
             return settled._replace(update=math.nan, norm=math.nan, steps=settled.steps / 2)
         return settled
 

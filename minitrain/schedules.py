@@ -73,7 +73,7 @@ def piecewise_linear(x: float, points: Sequence[float] = (0.5,), start: float = 
 
 def constant(step: int, *, warmup: int = 0) -> float:
     """Warmup, then 1."""
-    if warmup < 0:
+    if not warmup >= 0:
         raise ValueError(f"warmup must be 0 steps or more, not {warmup}")
     return linear_warmup(step, warmup)
 
@@ -118,7 +118,7 @@ def exponential_decay(step: int, *, steps: int, warmup: int = 0, cooldown: int =
 
 def inverse_sqrt(step: int, *, warmup: int) -> float:
     """Linear warmup, then `sqrt(warmup / (step + 1))`: no end has to be known (Vaswani et al., 2017, arXiv 1706.03762)."""
-    if warmup < 1:
+    if not warmup >= 1:
         raise ValueError(
             f"inverse_sqrt decays from the end of its warmup; give a warmup of at least 1 step, not {warmup}"
         )
@@ -149,9 +149,9 @@ def towards(floor: float, height: float) -> float:
 
 def check(steps: int, warmup: int, cooldown: int, floor: float) -> None:
     """Raises `ValueError` where the parts of a schedule do not fit."""
-    if steps < 1:
+    if not steps >= 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    if warmup < 0 or cooldown < 0 or warmup + cooldown > steps:
+    if not (warmup >= 0 and cooldown >= 0 and warmup + cooldown <= steps):
         raise ValueError(f"warmup {warmup} and cooldown {cooldown} do not fit into {steps} steps; shorten one of them")
     if not 0 <= floor <= 1:
         raise ValueError(f"floor is a share of the peak learning rate, from 0 to 1, not {floor}")
@@ -172,4 +172,5 @@ def set_schedules(
                 if isinstance(initial, torch.Tensor):
                     group[key] = initial * value
                 else:
-                    group[key] = float(initial * value) if isinstance(initial, float | int) else value
+                    is_number = isinstance(initial, float | int) and not isinstance(initial, bool)
+                    group[key] = float(initial * value) if is_number else value

@@ -155,18 +155,19 @@ def same(a: Any, b: Any) -> bool:
 # --- what needs a process of its own ----------------------------------------------------------------------------------
 
 
-def in_own_process(call: str) -> str:
-    """What a call of a function of this module prints, in a process without the test suite's checks of types and shapes."""
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(minitrain.__file__).parent.parent)])
+def in_own_process(call: str, module: str = "small", seconds: float = 500) -> str:
+    """What a call of a module's function prints, in a process without the test suite's checks of types and shapes."""
+    tests = Path(__file__).parent
+    path = os.pathsep.join(map(str, (tests, tests / "attack", Path(minitrain.__file__).parent.parent)))
     found = subprocess.run(
-        [sys.executable, "-c", f"import small; small.{call}"],
+        [sys.executable, "-c", f"import {module}; {module}.{call}"],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=seconds,
         check=False,
     )
-    assert found.returncode == 0, found.stderr
+    assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout
 
 

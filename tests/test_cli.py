@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from minitrain import cli, commands
-from minitrain.cli import Demo, ImageModel, ImageTraining, Machine, Model, TextTraining, Train, TrainImages
+import minitrain
+from minitrain import cli
+from minitrain.cli import commands, recipes
+from minitrain.cli.options import Demo, ImageModel, ImageTraining, Machine, Model, TextTraining, Train, TrainImages
 from minitrain.lab.course import Predict, ask
 from minitrain.lab.plots import DARK, draw_run
 from minitrain.lab.samples import python_accepts
@@ -211,8 +213,8 @@ def test_sample_writes_text_and_refuses_bad_values(text: Path, capsys: pytest.Ca
     ],
 )
 def test_each_option_reaches_the_recipe(options: dict, path: str):
-    base = cli.recipe_of(Model(), TextTraining(), "fp32")
-    changed = cli.recipe_of(Model(), replace(TextTraining(), **options), "fp32")
+    base = recipes.recipe_of(Model(), TextTraining(), "fp32")
+    changed = recipes.recipe_of(Model(), replace(TextTraining(), **options), "fp32")
     assert path in difference(base, changed)
 
 
@@ -220,7 +222,7 @@ def test_each_option_reaches_the_recipe(options: dict, path: str):
     "schedule", ["constant", "wsd", "cosine", "linear", "exponential", "inverse-sqrt", "one-cycle"]
 )
 def test_every_schedule_runs_over_all_steps(schedule):
-    recipe = cli.recipe_of(Model(), TextTraining(schedule=schedule, steps=50), "fp32")
+    recipe = recipes.recipe_of(Model(), TextTraining(schedule=schedule, steps=50), "fp32")
     multiplier = recipe.schedules["*", "lr"]
     assert all(0 < multiplier(step) <= 1 for step in range(50))
 
@@ -229,10 +231,10 @@ def test_every_schedule_runs_over_all_steps(schedule):
 def test_every_model_option_builds(field: str):
     choices = re.findall(r"'([a-z-]+)'", str(Model.__annotations__[field]))
     assert len(choices) >= 2
-    texts = {str(describe(cli.recipe_of(replace(Model(), **{field: x}), TextTraining(), "fp32"))) for x in choices}
+    texts = {str(describe(recipes.recipe_of(replace(Model(), **{field: x}), TextTraining(), "fp32"))) for x in choices}
     assert len(texts) == len(choices)
     for choice in choices:
-        model = cli.recipe_of(replace(Model(depth=1), **{field: choice}), TextTraining(), "fp32").build_model()
+        model = recipes.recipe_of(replace(Model(depth=1), **{field: choice}), TextTraining(), "fp32").build_model()
         assert model(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 256)
 
 
@@ -288,7 +290,7 @@ def test_a_loss_that_is_no_number_at_the_end_is_one_sentence(text: Path, capsys:
 
 
 def test_two_shares_of_a_half_fit_into_an_odd_number_of_steps():
-    recipe = cli.recipe_of(Model(), TextTraining(steps=3, warmup=0.5, cooldown=0.5), "fp32")
+    recipe = recipes.recipe_of(Model(), TextTraining(steps=3, warmup=0.5, cooldown=0.5), "fp32")
     assert all(0 < recipe.schedules["*", "lr"](step) <= 1 for step in range(3))
 
 
@@ -402,7 +404,7 @@ def test_the_demo_shows_samples_band_and_picture(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_demos_model_is_as_large_as_it_says():
-    model = cli.recipe_of(Model(), commands.demo_options().training, "fp32").build_model()
+    model = recipes.recipe_of(Model(), commands.demo_options().training, "fp32").build_model()
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.85e6, rel=0.01)
 
 
@@ -429,7 +431,7 @@ def test_lines_are_judged_as_python_would_inside_a_function(line: str, accepted:
 def test_the_band_is_students_t_over_the_record():
     from scipy import stats
 
-    record = json.loads(Path(commands.__file__).with_name("demo.json").read_text())
+    record = json.loads(Path(minitrain.__file__).with_name("demo.json").read_text())
     for version, values in record["bf16"].items():
         assert len(values) == 8
         low, high, measured = commands.expected_band(version)
@@ -478,7 +480,7 @@ def test_demo_takes_a_seed():
         (["check", "one_neuron"], "one_neuron.py"),
         (["check", "one_neutron"], "one_neuron"),
         (["reproduce", "one_neuron/none"], "has no recorded claim 'none'"),
-        (["reproduce", "one_neuron"], "has no recorded claim ''"),
+        (["reproduce", "two_neurons"], "there is no lesson 'two_neurons'"),
     ],
 )
 def test_bad_input_to_the_course_is_one_sentence(

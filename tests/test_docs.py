@@ -1,6 +1,7 @@
 """The pages: every block of Python on them runs, what they quote exists, and tables come out of records as they should."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from minitrain.lab.lessons import lesson_files
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -62,6 +65,38 @@ def test_files_that_a_page_names_exist(page: Path):
     linked = [os.path.normpath(page.parent / path) for path in re.findall(r"\]\(([\w./-]+\.\w+)[)#]", text)]
     assert all((ROOT / name).is_file() for name in named)
     assert all(Path(path).is_file() for path in linked), linked
+
+
+HEADINGS = [  # of every lesson's page, in this order; its own come between them
+    "The question",
+    "What is run",
+    "What turned out",
+    "Claims",
+    "Break it",
+    "How it differs from the paper",
+    "What this lesson does not show",
+    "Exercise",
+    "Further reading",
+    "Where to go next",
+]
+
+
+@pytest.mark.parametrize(("slug", "following"), [*itertools.pairwise([*lesson_files(), None])])
+def test_a_lesson_page_has_the_usual_headings_and_leads_to_the_next(slug: str, following: str | None):
+    text = (ROOT / "docs" / "lessons" / f"{slug}.md").read_text()
+    assert [found for found in re.findall("^## (.+)$", text, re.MULTILINE) if found in HEADINGS] == HEADINGS
+    first, *_ = re.findall(r"\]\(([^)]+)\)", text.partition("## Where to go next")[2])
+    assert first == (f"{following}.md" if following else "../pieces.md")
+
+
+def test_every_module_is_in_the_reference_or_only_serves_others():
+    package = ROOT / "minitrain"
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in package.glob("**/[a-z]*.py")}
+    shown = set(re.findall("^::: (.+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE))
+    serving = {f"lab.{name}" for name in ("grader", "places", "source", "words", "worker")}
+    serving |= {f"runtime.{name}" for name in ("describe", "files", "rotate_rows")}
+    missing = {name.removeprefix("minitrain.") for name in modules - shown if not name.startswith("minitrain.cli")}
+    assert missing <= serving, f"add to docs/reference.md: {sorted(missing - serving)}"
 
 
 def test_every_paper_that_is_named_stands_in_the_bibliography():
@@ -224,7 +259,7 @@ def site(folder: Path, body: str, head: str = "") -> list[str]:
     [
         '<a href="other/#there">a</a> <a href="/other/">b</a> <a href="#here">c</a> <p id="here">',
         '<a href="https://arxiv.org/abs/1412.6980">links to papers may leave the site</a>',
-        '<img src="x-light.svg#only-light"><img src="x-dark.svg#only-dark">',
+        '<img src="x-light.svg#only-light" alt="x"><img src="x-dark.svg#only-dark" alt="x">',
         '<script src="assets/katex/katex.min.js"></script> not there: no npm, which was said',
     ],
 )
@@ -237,13 +272,14 @@ def test_a_sound_site_has_no_faults(tmp_path: Path, body: str):
     [
         ('<a href="nowhere/">a</a>', "refers to nowhere/, which does not exist"),
         ('<a href="other/#gone">a</a>', "no such anchor"),
-        ('<img src="gone.svg">', "refers to gone.svg"),
-        ('<img src="x-light.svg#only-light">', "without its twin x-dark.svg#only-dark"),
-        ('<img src="https://example.org/x.png">', "fetches https://example.org/x.png from another host"),
+        ('<img src="gone.svg" alt="x">', "refers to gone.svg"),
+        ('<img src="x-light.svg#only-light" alt="x">', "without its twin x-dark.svg#only-dark"),
+        ('<img src="https://example.org/x.png" alt="x">', "fetches https://example.org/x.png from another host"),
         ('<link rel="stylesheet" href="//example.org/x.css">', "from another host"),
         ('<p style="background: url(https://example.org/x.png)">', "from another host"),
         ("<style>@import 'https://example.org/x.css'</style>", "from another host"),
-        ('<img srcset="https://example.org/x.png 2x">', "from another host"),
+        ('<img srcset="https://example.org/x.png 2x" alt="x">', "from another host"),
+        ('<img src="x-light.svg" alt=" ">', "shows x-light.svg without words"),
         ('<pre class="mermaid">a</pre>', "class mermaid"),
     ],
 )

@@ -130,6 +130,8 @@ def test_the_noise_is_a_constant_in_the_backward_pass():
 def test_one_sample_alone_has_no_noise():
     x = images(batch=1)
     assert same(GhostNoise(N)(x), x)
+    for shape in ((0, C), (0, C, 2, 2)):
+        assert GhostNoise(N)(torch.zeros(shape)).shape == shape
     norm = noisy_batch_norm(C).double()
     assert torch.allclose(norm(x), nn.BatchNorm2d(C).double()(x), rtol=1e-12)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -254,6 +256,21 @@ def test_ghost_and_exclusive_batch_norm_are_these_loops_with_their_gradients(kin
     assert torch.allclose(layer(x), (x - running[0]) / (running[1] + 1e-3).sqrt() * weight + bias)
 
 
+@pytest.mark.parametrize(("kind", "company"), [(GhostBatchNorm2d, ghosts), (ExclusiveBatchNorm2d, others)])
+def test_neither_a_large_mean_nor_an_outlier_takes_the_digits_of_a_variance(kind: Any, company: Callable):
+    x = images()
+    x[:, 0] += 3000
+    x[0, 1] *= 1e5
+    x = x.float()
+    layer, expected = kind(C, N), normalized(x.double(), company, 1e-5)
+    off = (layer(x) - expected).abs() / (1 + expected.abs())
+    assert off.max() < 1e-3
+    whole = nn.BatchNorm2d(C).double()
+    whole(x.double())
+    if kind is ExclusiveBatchNorm2d:
+        assert torch.allclose(layer.running_var.double(), whole.running_var, rtol=1e-4)
+
+
 def test_running_statistics_are_averages_over_ghosts_or_of_the_whole_batch():
     x = images()
     ghost: Any = GhostBatchNorm2d(C, N)
@@ -362,10 +379,20 @@ def test_a_model_is_changed_in_place_and_says_what_was_changed():
     assert noisy(plain) == {}
     one = with_ghost_noise(plain, which=["norm"])
     assert list(noisy(one)) == ["norm"]
-    with pytest.raises(ValueError, match="norm has noise already"):
+    with pytest.raises(ValueError, match="norm is a NoisyBatchNorm2d, and only"):
         with_ghost_noise(one, which="norm")
     assert set(noisy(cifar_resnet(8, 4, norm=noisy_layer_norm))) == set(names)
     assert noisy(cifar_resnet(8, 4, norm=partial(noisy_batch_norm, noise=NoisyAffine)))["norm"].endswith("False)")
+
+
+def test_a_norm_with_two_names_takes_noise_once_by_either():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = self.two = nn.BatchNorm1d(C)
+
+    for which in ("two", ["one", "two"], lambda name, norm: True):
+        assert list(noisy(with_ghost_noise(Twice(), which=which))) == ["one"]
 
 
 def test_a_gpt_takes_noise_where_its_blocks_and_its_head_read():
@@ -382,13 +409,17 @@ def test_a_gpt_takes_noise_where_its_blocks_and_its_head_read():
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "size 1": (lambda: GhostNoise(1), "at least 2"),
+    "an infinite mean": (lambda: noisy_batch_norm(C, 2, noise=NoisyAffine), "at least 3"),
+    "no images": (lambda: GhostBatchNorm2d(C, N)(torch.zeros(N, C)), "4D"),
+    "one channel": (lambda: ExclusiveBatchNorm2d(C, N)(torch.zeros(N, 1, 2, 2)), "5 channels"),
+    "an empty batch": (lambda: GhostBatchNorm2d(C, N)(torch.zeros(0, C, 2, 2)), "does not divide"),
     "size 0": (lambda: noisy_batch_norm(C, 0), "at least 2"),
     "ghost norm of 1": (lambda: ExclusiveBatchNorm2d(C, 1), "at least 2"),
     "no noise": (lambda: GhostNoise(N, shift=False, scale=False), "leave it out"),
     "one dimension": (lambda: GhostNoise(N)(torch.zeros(3)), "two dimensions"),
     "indivisible": (lambda: GhostBatchNorm2d(C, N)(torch.zeros(N + 1, C, 2, 2)), "does not divide"),
     "larger than the batch": (lambda: ExclusiveBatchNorm2d(C, 2 * N)(torch.zeros(N, C, 2, 2)), "does not divide"),
-    "no norm": (lambda: with_ghost_noise(nn.Linear(2, 2)), "has no norm"),
+    "no norm": (lambda: with_ghost_noise(nn.Linear(2, 2)), "was chosen"),
     "no such name": (lambda: with_ghost_noise(nn.Sequential(nn.BatchNorm1d(2)), which=["1"]), "no module"),
     "not a norm": (lambda: with_ghost_noise(nn.Sequential(nn.Linear(2, 2)), which=["0"]), "Linear"),
     "a norm of another kind": (lambda: with_ghost_noise(nn.InstanceNorm2d(2), which=[""]), "InstanceNorm2d"),

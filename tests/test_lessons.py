@@ -15,12 +15,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minitrain.data import download
 from minitrain.lab.claims import Claim, evaluate
-from minitrain.lab.compare import Runs, final
+from minitrain.lab.compare import Runs, compare, final
 from minitrain.lab.course import draw_record, ledger, list_of_lessons, records, reproduce, run_lesson, wanted_by
 from minitrain.lab.lessons import lesson_files, load_lesson
 from minitrain.lab.places import lessons_folder
 from minitrain.lab.plots import THEMES, save_figure
-from minitrain.lab.records import is_stale, read_record, runs_of
+from minitrain.lab.records import is_stale, make_record, read_record, runs_of, write_record
 from minitrain.recipe import Recipe, describe
 from minitrain.train import build, gradient
 
@@ -254,6 +254,21 @@ def test_reproducing_a_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(lesson, "CLAIMS", wrong)
     assert not reproduce(f"one_neuron/{name}", cache=tmp_path / "cache")
     assert "does not agree" in capsys.readouterr().out
+
+
+def test_a_first_seed_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    import toys
+
+    arms: dict[str, Any] = {"A": partial(toys.draws, add=1.0), "B": toys.draws}
+    monkeypatch.setattr(load_lesson("one_neuron"), "experiment", lambda **_: {"arms": arms, "seeds": [4, 5]})
+    monkeypatch.setattr("minitrain.lab.course.results_folder", lambda: tmp_path)
+    runs = compare(arms, seeds=[4, 5], cache=tmp_path / "first")
+    write_record(tmp_path / "one_neuron.json", make_record("one_neuron", "record", runs, {}, []))
+    assert reproduce("one_neuron", cache=tmp_path / "again")
+    assert "Of 2 arms, seed 4, 2 agree in every digit" in capsys.readouterr().out
+    arms["A"] = partial(toys.draws, add=1.001)
+    assert not reproduce("one_neuron", cache=tmp_path / "again")
+    assert "1 agree in every digit" in capsys.readouterr().out
 
 
 def test_what_is_not_there_is_named(tmp_path: Path):

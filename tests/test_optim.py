@@ -13,6 +13,7 @@ from minitrain import optim
 from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, PlainStorage
 from minitrain.runtime.fused import fused_adamw
 from minitrain.techniques.rotational import RotationalAdamW
+from minitrain.techniques.split_weights import SplitWeights
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -704,3 +705,29 @@ def test_a_step_finishes_the_storage_once_after_all_weights():
         p.grad = torch.ones(2)
     optimizer.step()
     assert calls == ["store", "store", "finish"]
+
+
+KINDS = [AdamW, Adam, Lion, partial(SGD, momentum=0.9), RotationalAdamW, lambda params: SplitWeights(AdamW(params))]
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_state_of_weights_of_another_shape_is_refused(make):
+    """Torch's kernel does not look at shapes, and would write past the end of the moments."""
+    p = nn.Parameter(torch.randn(4, 6))
+    saved = make([p])
+    p.grad = torch.ones_like(p)
+    saved.step()
+    for shape in ((8, 6), (6, 4), (2, 6)):
+        with pytest.raises(ValueError, match=r"of a weight of shape \(4, 6\), where the optimizer has one of"):
+            make([nn.Parameter(torch.randn(shape))]).load_state_dict(saved.state_dict())
+
+
+def test_the_kernel_never_reads_moments_of_another_shape():
+    p = nn.Parameter(torch.randn(4, 6))
+    optimizer = AdamW([p])
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    p.grad, p.data = None, torch.randn(2, 6)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="must match"):
+        optimizer.step()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from small import assert_one_sentence
 from torch import Tensor, nn
 
-from minitrain.commands import table_of_groups
+from minitrain.cli.commands import table_of_groups
 from minitrain.data.text import Text, standard_library
 from minitrain.gpt import GPT, MLP, LayerNorm, RMSNormWithoutGain, SwiGLU, nanogpt_style, relu_squared
 from minitrain.optim import AdamW

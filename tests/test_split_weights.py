@@ -862,3 +862,19 @@ def test_a_step_in_backward_finishes_the_storage_too():
     w.float().square().sum().backward()
     optimizer.step()
     assert finished == [True]
+
+
+def test_a_weight_laid_out_otherwise_than_its_bits_goes_on_by_the_readable_form():
+    def steps(change: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        p = nn.Parameter(
+            torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last if change else torch.preserve_format)
+        )
+        optimizer = SplitWeights(AdamW([p], lr=0.01))
+        p.data = p.data.contiguous()
+        for _ in range(3):
+            p.grad = torch.randn(8, 4, 3, 3).to(p.dtype)
+            optimizer.step()
+        return optimizer.storage.whole(p, optimizer.state[p])
+
+    torch.testing.assert_close(steps(change=True), steps(change=False))

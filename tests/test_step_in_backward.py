@@ -518,7 +518,22 @@ def test_a_clipped_step_moves_a_weight_by_lr_times_the_limit() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_an_update_whose_square_is_infinite_is_clipped_too():
+    p = nn.Parameter(torch.zeros(4))
+    p.grad = torch.tensor([1e30, -1e30, 1e30, 1e30])
+    clip_updates(SGD([p], lr=0.1)).step()
+    torch.testing.assert_close(p.detach(), torch.tensor([-0.1, 0.1, -0.1, -0.1]))
+
+
 @pytest.mark.parametrize("max_rms", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_limit_that_means_nothing_is_refused(max_rms: float) -> None:
     with pytest.raises(ValueError, match="max_rms must be a finite number above 0"):
         clip_updates(SGD([nn.Parameter(torch.ones(3))]), max_rms)
+
+
+def test_a_step_without_a_gradient_calls_its_hooks_once():
+    model = nn.Linear(4, 4)
+    optimizer = StepInBackward(AdamW(model.parameters()))
+    with watch(model, optimizer, [Rotation(group=None, every=1)]) as seen:
+        optimizer.step()
+    assert len(seen.metrics) == 1

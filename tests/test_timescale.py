@@ -10,10 +10,11 @@ from small import BASE, assert_one_sentence, same, tiny_gpt, train_in
 from torch import nn
 
 from minitrain.equilibrium import Equilibrium
-from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, adam, decay_by_lr
+from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, adam, decay_by_lr, wrapped
 from minitrain.recipe import by_kind, check_ownership, describe
 from minitrain.schedules import cosine, warmup_stable_decay
 from minitrain.techniques import timescale
+from minitrain.techniques.step_in_backward import StepInBackward, clip_updates
 from minitrain.techniques.timescale import (
     average_weights,
     forecast,
@@ -452,3 +453,23 @@ def test_another_product_is_no_average(wrong, monkeypatch):
     if wrong is not earlier_in_place_of_later:  # whose weights are one as well
         with pytest.raises(AssertionError):
             test_all_weights_of_the_average_are_one(SCHEDULES["wsd"], 1.0)
+
+
+def test_what_stands_around_an_optimizer_does_not_hide_it():
+    def made(by) -> torch.optim.Optimizer:
+        torch.manual_seed(0)
+        return wrapped([nn.Parameter(torch.randn(8, 8))], make=AdamW, by=by, lr=1e-2, weight_decay=0.1)
+
+    assert str(forecast(made((StepInBackward,)), 100)) == str(forecast(made(()), 100))
+    params = [nn.Parameter(torch.randn(8, 8))]
+    around = with_timescale(params, make=partial(wrapped, make=AdamW, by=(StepInBackward,)), tau_steps=100, lr=1e-3)
+    assert around.param_groups[0]["weight_decay"] == pytest.approx(10.0)
+
+
+def test_the_forecast_of_sgd_does_not_mistake_clipped_updates_for_normalized_ones():
+    p = nn.Parameter(torch.randn(4, 16))
+    optimizer = clip_updates(with_decay(SGD([p], lr=0.1, momentum=0.9, weight_decay=0.01), "adamw"))
+    settled = optimizer.equilibrium(optimizer.param_groups[0], 16)
+    assert settled is not None
+    assert math.isnan(settled.norm)
+    assert math.isnan(settled.update)

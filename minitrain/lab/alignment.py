@@ -5,6 +5,7 @@ aligned with the inputs moves the outputs further. So the relative change of the
 ratio of two alignments (in the form that reviews of Kosson et al., 2025, arXiv 2510.19093, give).
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -87,7 +88,7 @@ class Alignment(WeightProbe):
         room = self.tokens - sum(map(len, self.inputs[name]))
         if room > 0 and torch.is_grad_enabled():
             x: Tensor = (*args, *kwargs.values())[0].detach()
-            self.inputs[name].append(x.reshape(-1, x.shape[-1])[:room].clone())
+            self.inputs[name].append(x.reshape(math.prod(x.shape[:-1]), x.shape[-1])[:room].clone())
 
     def deafen(self) -> None:
         """Takes the hooks off the model and forgets what they kept."""

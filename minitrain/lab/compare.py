@@ -213,7 +213,7 @@ def compare(
         for seed in seeds
     }
     check_writable(Path(cache), "go to a folder where files can be written")
-    digests: dict[str, str] = {}
+    digests: dict[Any, str] = {}
     folders = {key: Path(cache).resolve() / plan.key(digests) for key, plan in plans.items()}
     missing = [key for key, plan in plans.items() if not is_done(folders[key], plan.keep_weights)]
     tasks = [pack(carry_out, plan=plans[key], folder=folders[key]) for key in missing]
@@ -226,7 +226,7 @@ def compare(
             bar.update()
     results = {key: read_result(key, folders[key], crashed.get(key)) for key in plans}
     texts = {name: describe(arm) for name, arm in arms.items()}
-    data = ", ".join(sorted({digest[:16] for digest in digests.values()}))
+    data = ", ".join(sorted({digest[:16] for key, digest in digests.items() if isinstance(key, str)}))
     environment = {"torch": str(torch.__version__), "device": torch.device(device).type, "data": data}
     return Runs(texts, describe(probes, "probes"), seeds, rates, results, environment)
 
@@ -252,10 +252,10 @@ class Plan:
     device: str
     keep_weights: bool
 
-    def key(self, digests: dict[str, str]) -> str:
+    def key(self, digests: dict[Any, str]) -> str:
         """16 hexadecimal digits; the same for the same run, tomorrow and elsewhere.
 
-        `digests` keeps those of the data sets from one plan to the next.
+        `digests` keeps those of data and source from one plan to the next.
         """
         arm, probes = describe(self.arm), describe(self.probes, "probes")
         names = [*arm.values(), *probes.values()]
@@ -272,7 +272,10 @@ class Plan:
             if text not in digests:
                 digests[text] = self.arm.data().digest
             facts["data"] = digests[text]
-        facts["source"] = source.digest(names)
+        roots = source.roots(names)
+        if roots not in digests:
+            digests[roots] = source.digest(names)
+        facts["source"] = digests[roots]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

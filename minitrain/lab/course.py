@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from minitrain.lab.claims import evaluate, said
-from minitrain.lab.compare import CACHE, Runs, compare, number_of_workers
+from minitrain.lab.compare import CACHE, Result, Runs, compare, number_of_workers
 from minitrain.lab.lessons import lesson_files, load_lesson
 from minitrain.lab.places import results_folder
 from minitrain.lab.plots import LIGHT, save_figure, save_pair
@@ -211,10 +211,13 @@ def ledger() -> str:
 def reproduce(name: str, workers: int | None = None, cache: Path = Path("runs") / "reproduce") -> bool:
     """Runs what one claim needs again, as it was recorded, and says whether this machine agrees with the record.
 
-    Takes nothing from an earlier call but one that was interrupted: `cache` is removed in the end. `name` is `SLUG/claim`.
-    Raises `ValueError` for a claim that is not there, `FileNotFoundError` without a record.
+    Of a lesson alone the first seed of every arm is run, and every number compared. `name` is `SLUG/claim` or `SLUG`. Takes
+    nothing from an earlier call but one that was interrupted: `cache` is removed in the end. Raises `ValueError` for a
+    claim that is not there, `FileNotFoundError` without a record.
     """
     slug, _, wanted = name.partition("/")
+    if not wanted:
+        return not run_again(slug, workers, cache)
     lesson = load_lesson(slug)
     record = read_record(results_folder() / f"{slug}.json")
     claim = next((claim for claim in lesson.CLAIMS if claim.name == wanted), None)
@@ -237,6 +240,31 @@ def reproduce(name: str, workers: int | None = None, cache: Path = Path("runs") 
     if runs.environment["data"] != record["environment"]["data"]:
         print("It trained on other data: another version of Python has another standard library.")
     return agrees
+
+
+def run_again(slug: str, workers: int | None = None, cache: Path = Path("runs") / "reproduce") -> list[str]:
+    """Runs the first seed of every arm of a lesson's record again, and names the arms with a digit that differs."""
+    lesson, record = load_lesson(slug), read_record(results_folder() / f"{slug}.json")
+    plan = {**wanted_by(lesson, record["preset"]), "seeds": record["seeds"][:1]}
+    runs = rounded(compare(**plan, workers=workers, cache=cache, progress=True))
+    shutil.rmtree(cache)
+    recorded = runs_of(record).results
+    differ = [
+        key[0]
+        for key, result in runs.results.items()
+        if key not in recorded or outcome(result) != outcome(recorded[key])
+    ]
+    differ = list(dict.fromkeys(differ))
+    print(
+        f"Of {len(runs.arms)} arms, seed {record['seeds'][0]}, {len(runs.arms) - len(differ)} agree in every digit with "
+        f"the record, which is of {environment_of(record)}." + f" Not: {', '.join(differ)}." * bool(differ)
+    )
+    return differ
+
+
+def outcome(result: Result) -> tuple[Any, ...]:
+    """What must agree."""
+    return result.metrics, result.diverged, result.crashed
 
 
 def environment_of(record: dict[str, Any]) -> str:

@@ -35,10 +35,15 @@ def probability_within(angle: float, degrees: int) -> float:
     return 2 / math.pi * (angle + total) if odd else total
 
 
+def check_runs(values: Sequence[float]) -> None:
+    """Raises `ValueError` for values that have no spread, or none that is known."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        raise ValueError(f"an interval needs at least 2 runs, all with a finite value, not {list(values)}")
+
+
 def prediction_interval(values: Sequence[float], level: float) -> tuple[float, float]:
     """Where one further run ends with probability `level`, after runs that ended at `values`, at least two."""
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least 2 runs, not {len(values)}")
+    check_runs(values)
     spread = statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
     reach = student_t(level, len(values) - 1) * spread
     return statistics.mean(values) - reach, statistics.mean(values) + reach
@@ -46,8 +51,7 @@ def prediction_interval(values: Sequence[float], level: float) -> tuple[float, f
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Where the mean of all runs lies with confidence `level`, after runs that gave `values`, at least two."""
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least 2 runs, not {len(values)}")
+    check_runs(values)
     reach = student_t(level, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return statistics.mean(values) - reach, statistics.mean(values) + reach
 
@@ -66,6 +70,7 @@ def seeds_needed(
     so that the true power is lower: take about twice the number, or give the smallest effect that matters as the pilot's
     mean. By 20,000 simulated experiments for each number. Raises `ValueError` where `most` do not suffice.
     """
+    check_runs(pilot)
     mean, spread, random = statistics.mean(pilot), statistics.stdev(pilot), np.random.default_rng(0)
     for n in range(2, most + 1):
         means = mean + spread / math.sqrt(n) * random.standard_normal(20_000)

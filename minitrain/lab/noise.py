@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from minitrain.lab.probes import Measured, Neurons, Weight, check_neurons, report, weights_of
@@ -73,10 +73,10 @@ class NoiseScale:
             raise ValueError(
                 "the noise scale needs batches of at least 2 rows; raise batch_size or leave the probe out"
             )
-        if any(isinstance(module, _BatchNorm) and module.training for module in run.model.modules()):
+        if any(module.training and mixes_rows(module) for module in run.model.modules()):
             raise ValueError(
-                "the noise scale needs rows that do not depend on each other, and batch normalization makes them;"
-                " normalize within a row (LayerNorm, GroupNorm) or leave the probe out"
+                "the noise scale needs rows that do not depend on each other, as they do in batch normalization, online"
+                " normalization and ghost noise; normalize within a row (LayerNorm, GroupNorm) or leave the probe out"
             )
         b = max(1, min(rows // self.parts, run.micro_rows))
         B = rows // b * b
@@ -94,7 +94,7 @@ class NoiseScale:
         return result | {
             f"total_gradient_signal{of}": total_signal,
             f"total_gradient_noise{of}": total_noise,
-            f"total_noise_scale{of}": total_noise / total_signal if total_signal > 0 else math.inf,
+            f"total_noise_scale{of}": math.inf if total_signal <= 0 else total_noise / total_signal,
         }
 
 
@@ -103,9 +103,14 @@ def whole(neurons: Float[Tensor, " O"]) -> Measured:
     return Measured(neurons.sum(), neurons)
 
 
+def mixes_rows(module: nn.Module) -> bool:
+    """Whether what a layer makes of a row in training depends on the rows beside it."""
+    return isinstance(module, _BatchNorm) or getattr(module, "rows_depend", False)
+
+
 def noise_scale(noise: Float[Tensor, "*O"], signal: Float[Tensor, "*O"]) -> Float[Tensor, "*O"]:
     """`noise / signal`, infinite where no signal was found."""
-    return (noise / signal).where(signal > 0, math.inf)
+    return (noise / signal).where(~(signal <= 0), math.inf)
 
 
 def squares(run: "Run", weights: list[Weight], b: int, B: int) -> list[tuple[Tensor, Tensor]]:

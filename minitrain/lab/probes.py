@@ -215,7 +215,9 @@ class Settling(WeightProbe):
 
     def predicted(self, run: Loop, weights: list[Weight]) -> dict[str, Any]:
         """One number where it holds for all the weights, else one by name."""
-        at = {w.name: predict(run.optimizer, w.group, w.rows(w.parameter).shape[1]) for w in weights}
+        sizes = {w.name: w.rows(w.parameter).shape[1] for w in weights}
+        # a single number is no vector that could turn
+        at = {w.name: predict(run.optimizer, w.group, sizes[w.name]) if sizes[w.name] > 1 else None for w in weights}
         known = {name: value for name, e in at.items() if e and not math.isnan(value := self.settled(e))}
         if not known:
             return {}

@@ -36,7 +36,7 @@ def reached(names: Iterable[str]) -> dict[str, str]:
     """Every definition reached from `names`: its full name, and its syntax tree as text."""
     make_lessons_importable()
     found: dict[str, str] = {}
-    todo = [pair for name in names if (pair := split(name))]
+    todo = list(roots(names))
     seen: set[tuple[str, str]] = set()
     while todo:
         module, name = todo.pop()
@@ -56,6 +56,11 @@ def reached(names: Iterable[str]) -> dict[str, str]:
             whole = [x for x in definitions.get("*", []) if isinstance(x, Import)]
             todo += [(base, name) for x in whole for base, _ in imported(x, module, "*")]
     return found
+
+
+def roots(names: Iterable[str]) -> frozenset[tuple[str, str]]:
+    """Those of the names that stand for a definition, as its module and its own name."""
+    return frozenset(pair for name in names if (pair := split(name)))
 
 
 def split(name: str) -> tuple[str, str] | None:

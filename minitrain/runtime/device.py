@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MOST_THREADS = 1024  # where a system cannot start as many as asked for, torch ends the process without a word
+
 
 class Setting(NamedTuple):
     """A choice and the reason for it, to be printed together."""
@@ -53,8 +55,8 @@ def use_fast_cpu(threads: int | None = None) -> list[Setting]:
     More than four threads wait for each other longer than they compute at these sizes. oneDNN's float32 products are the
     faster ones on many CPUs, but where a CPU has AMX they may round to bf16; so exactness is measured, not assumed.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads must be at least 1 and at most {MOST_THREADS}, not {threads}")
     torch.set_num_threads(threads or min(4, torch.get_num_threads()))
     set_to = torch.get_num_threads()
     why = "you asked for it" if threads else "small models gain no more" if set_to == 4 else "all that torch finds"

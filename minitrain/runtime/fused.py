@@ -35,7 +35,7 @@ def kernel(w: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor, group: dict[st
 def begin(p: Tensor, state: dict, betas: Sequence[float], dtype: torch.dtype) -> bool:
     """Counts a step in `state`, whose moments are of `dtype`, and returns True; False where the kernel does not fit."""
     betas = (betas[0], betas[1])  # a list might be changed in place
-    if not (kernel_fits(p, p.grad) and ("m" not in state or goes_on(state, betas))):
+    if not (kernel_fits(p, p.grad) and ("m" not in state or goes_on(p, state, betas))):
         forget_count(state)
         return False
     if "m" not in state:
@@ -47,9 +47,13 @@ def begin(p: Tensor, state: dict, betas: Sequence[float], dtype: torch.dtype) ->
     return True
 
 
-def goes_on(state: dict, betas: tuple[float, float]) -> bool:
-    """Whether every step so far was counted, under these betas, and the moments lie as the kernel reads them."""
-    return state.get("betas") == betas and state["m"].is_contiguous() and state["v"].is_contiguous()
+def goes_on(p: Tensor, state: dict, betas: tuple[float, float]) -> bool:
+    """Whether every step so far was counted, under these betas, and the moments lie as the kernel reads them.
+
+    It does not look at shapes, and writes past the end of moments that are smaller than `p`.
+    """
+    moments = (state["m"], state["v"])
+    return state.get("betas") == betas and all(x.is_contiguous() and x.shape == p.shape for x in moments)
 
 
 def forget_count(state: dict) -> None:

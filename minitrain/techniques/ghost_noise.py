@@ -27,7 +27,7 @@ noise stands before the gain and bias, as in batch norms; the authors' vision tr
 supposes inputs of unit variance. A batch of one sample is left as it is.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,15 +35,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from minitrain.modules import Which, choose
+from minitrain.optim import widened
+
 EPS = 1e-3  # of the noise, as in all of the authors' experiments; a norm has its own
-Which = Callable[[str, nn.Module], bool] | Collection[str]
 
 
 # --8<-- [start:noise]
 def instance_moments(
     x: Float[Tensor, "B ..."], channels_last: bool = False
 ) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
-    """Mean and mean square of each sample and channel, in float32 at least. Channels are dimension 1, or the last one."""
+    """Mean and mean square of each sample and channel, in float32 at least. Channels are dimension 1, or the last one.
+
+    A variance from them loses its digits where the mean is hundreds of times the spread, which it is not behind a norm.
+    """
     wide = widened(x)
     inner = tuple(range(1, x.ndim - 1)) if channels_last else tuple(range(2, x.ndim))
     # Two means, since var_mean over a part of the dimensions is slow on CPUs; of an empty tuple, mean takes all dimensions.
@@ -72,25 +77,46 @@ def inject(
     bias: Float[Tensor, " C"] | None = None,
     channels_last: bool = False,
 ) -> Float[Tensor, "B ..."]:
-    """`(x - shift) / scale * weight + bias` as one multiplication and addition, in the dtype of `x`."""
+    """`(x - shift) / scale * weight + bias` as one multiplication and addition, given in the dtype of `x`."""
     factor = 1 / scale if weight is None else weight / scale
     offset = -shift * factor if bias is None else bias - shift * factor
     ones = [1] * (x.ndim - 2)
-    shape = [len(x), *ones, -1] if channels_last else [len(x), -1, *ones]
-    return torch.addcmul(offset.to(x.dtype).view(shape), x, factor.to(x.dtype).view(shape))
+    shape = [len(x), *ones, factor.shape[1]] if channels_last else [*factor.shape, *ones]
+    inner = tuple(range(1, x.ndim - 1)) if channels_last else tuple(range(2, x.ndim))
+    return Affine.apply(x, factor.view(shape), offset.view(shape), inner)
 
 
 # --8<-- [end:noise]
-def widened(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
+class Affine(torch.autograd.Function):
+    """`x * factor + offset`, which are constant in the dimensions `inner`; torch's own form goes over `x` more often."""
+
+    @staticmethod
+    def forward(x: Tensor, factor: Tensor, offset: Tensor, inner: tuple[int, ...]) -> Tensor:
+        return torch.addcmul(offset, widened(x), factor).to(x.dtype)  # in bf16, addcmul is slow
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.inner = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (x, factor), (g,) = ctx.saved_tensors, outputs
+        of_factor = total(g * x, ctx.inner, factor.dtype) if ctx.needs_input_grad[1] else None
+        of_offset = total(g, ctx.inner, factor.dtype) if ctx.needs_input_grad[2] else None
+        return g * factor.to(g.dtype), of_factor, of_offset, None
 
 
-def check_size(ghost_batch_size: int) -> None:
-    """Raises `ValueError` for a ghost batch that has no spread."""
-    if type(ghost_batch_size) is not int or ghost_batch_size < 2:
+def total(x: Tensor, inner: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The sum over some dimensions, which stay; of no dimensions, sum would take all."""
+    return x.sum(inner, keepdim=True, dtype=dtype) if inner else x.to(dtype)
+
+
+def check_size(ghost_batch_size: int, least: int = 2, reason: str = "one sample has no spread") -> None:
+    """Raises `ValueError` for a ghost batch that is too small."""
+    if type(ghost_batch_size) is not int or ghost_batch_size < least:
         raise ValueError(
-            f"ghost_batch_size must be a whole number of at least 2, not {ghost_batch_size!r}: one sample has no spread"
+            f"ghost_batch_size must be a whole number of at least {least}, not {ghost_batch_size!r}: {reason}"
         )
 
 
@@ -139,10 +165,12 @@ class Noise(nn.Module):
 class GhostNoise(Noise):
     """Ghost noise injection: by the moments of a random ghost batch for each sample, which may be larger than the batch."""
 
+    rows_depend = True  # on each other in training, which who measures parts of a batch must know
+
     def draw(self, x: Tensor, generator: Any = None) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
         B = len(x)
         a, q = instance_moments(x, self.channels_last)
-        if B == 1:  # the only ghost batch is the batch
+        if B < 2:  # the only ghost batch is the batch
             return torch.zeros_like(a), torch.ones_like(a)
         idx = torch.randint(B, (B, self.ghost_batch_size), device=x.device, generator=generator)
         return ghost_noise(a, q, idx)
@@ -152,8 +180,13 @@ class NoisyAffine(Noise):
     """The analytic counterpart: by the moments of N numbers of a unit normal, for each sample and channel by itself.
 
     `shift` is normal with variance 1/N, and `N scale^2` is chi-squared with N - 1 degrees of freedom: what ghost noise would
-    be if all pixels of all samples were independent and channels knew nothing of each other.
+    be if all pixels of all samples were independent and channels knew nothing of each other. Raises `ValueError` for an N
+    below 3, with which the mean of `1 / scale` is infinite.
     """
+
+    def __init__(self, ghost_batch_size: int, shift: bool = True, scale: bool = True, channels_last: bool = False):
+        super().__init__(ghost_batch_size, shift, scale, channels_last)
+        check_size(ghost_batch_size, 3, "with less, the mean of 1 / scale is infinite")
 
     def draw(self, x: Tensor, generator: Any = None) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B C"]]:
         sizes = self.ghost_batch_size, len(x), x.shape[-1 if self.channels_last else 1]
@@ -169,7 +202,8 @@ class NoisyAffine(Noise):
 class Noisy:
     """What noisy norms share: statistics, then noise, then gain and bias. Parameters, buffers and names are the norm's own.
 
-    In evaluation, or once `noise.eval()` has switched the noise off, it is the norm, bit for bit.
+    In evaluation it is the norm, bit for bit, and so it is from `noise.eval()` to the next `train()` of the model. To have
+    the noise off for good, load the weights into a model without it.
     """
 
     noise: Noise
@@ -305,36 +339,18 @@ def noisy_layer_norm(
 
 def chosen(model: nn.Module, which: Which) -> dict[str, Any]:
     """The norms that take noise, by name. Raises `ValueError` for a choice that cannot."""
-    modules = dict(model.named_modules())
-    if callable(which):
-        names = [name for name, norm in modules.items() if type(norm) in NOISY and which(name, norm)]
-    else:
-        names = [which] if isinstance(which, str) else list(which)
-    kinds = ", ".join(kind.__name__ for kind in NOISY)
-    if not names:
-        raise ValueError(f"this {type(model).__name__} has no norm to put noise into ({kinds}) that `which` chooses")
-    for name in names:
-        norm: Any = modules.get(name)
-        if norm is None:
-            raise ValueError(
-                f"this {type(model).__name__} has no module {name!r}; give names as named_modules() has them"
-            )
-        if isinstance(norm, Noisy):
-            raise ValueError(f"{name or 'this norm'} has noise already; make the model anew for another")
-        if type(norm) not in NOISY:
-            raise ValueError(
-                f"{name} is a {type(norm).__name__}, and only {kinds} themselves can take noise; leave it out"
-            )
+    norms = choose(model, which, NOISY)
+    for name, norm in norms.items():
         if isinstance(norm, nn.LayerNorm | nn.RMSNorm) and len(norm.normalized_shape) != 1:
             raise ValueError(f"{name} normalizes over {norm.normalized_shape} and has no channels; leave it out")
         if isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels > 1:
             raise ValueError(
                 f"{name} normalizes every channel of every sample by itself, and noise would do nothing; leave it out"
             )
-    for name, module in modules.items():
+    for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
             raise ValueError(f"{name} takes tokens first and samples second; build it with batch_first=True")
-    return {name: modules[name] for name in names}
+    return norms
 
 
 # --- the norms that the noise comes from --------------------------------------------------------------------------------
@@ -360,27 +376,36 @@ class GhostNorm(nn.BatchNorm2d):
         check_size(ghost_batch_size)
         self.ghost_batch_size = ghost_batch_size
 
-    def forward(self, input: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(self, input: Float[Tensor, "B C *pixels"]) -> Float[Tensor, "B C *pixels"]:
         if not self.training:
             return super().forward(input)
-        B, N = len(input), self.ghost_batch_size
+        self._check_input_dim(input)
+        B, C, N = *input.shape[:2], self.ghost_batch_size
+        if self.num_features != C:
+            raise ValueError(f"this norm has {self.num_features} channels and its input {C}; give the norm as many")
         if B % N or not B:
             raise ValueError(f"a batch of {B} does not divide into ghost batches of {N}; choose sizes that do")
-        a, q = (x.unflatten(0, (-1, N)) for x in instance_moments(input))
-        self.track(a.detach(), q.detach(), input[0, 0].numel())
-        mean, square = self.company(a), self.company(q)
-        std = ((square - mean * mean).clamp(min=0) + self.eps).sqrt()
-        y = inject(widened(input), mean.flatten(0, 1), std.flatten(0, 1), self.weight, self.bias)
-        return y.to(input.dtype)
+        wide = widened(input)
+        a = wide.mean((2, 3))
+        own = a.detach()
+        z = wide - own[..., None, None]  # about its own mean: in a mean of squares a large mean would take all digits
+        # Mean and variance of each sample. The latter's derivative by the sample's mean is 0.
+        a, w = (x.unflatten(0, (-1, N)) for x in (a, (z * z).mean((2, 3))))
+        self.track(a.detach(), w.detach(), input[0, 0].numel())
+        share = self.shares(N).to(a)[..., None]
+        mean = (share * a[:, None]).sum(2)  # [g, i]: what sample i of ghost batch g is measured against
+        var = (share * (w[:, None] + (a[:, None] - mean[:, :, None]).square())).sum(2)
+        std = (var + self.eps).sqrt()
+        return inject(z, mean.flatten(0, 1) - own, std.flatten(0, 1), self.weight, self.bias).to(input.dtype)
 
-    def company(self, x: Float[Tensor, "G N C"]) -> Float[Tensor, "G N C"]:
-        """The mean over those samples that a sample is measured against."""
+    def shares(self, N: int) -> Float[Tensor, "N N"]:
+        """`[i, j]`: the weight of sample j of a ghost batch in what sample i is measured against."""
         raise NotImplementedError
 
-    def track(self: Any, a: Float[Tensor, "G N C"], q: Float[Tensor, "G N C"], pixels: int) -> None:
+    def track(self: Any, a: Float[Tensor, "G N C"], w: Float[Tensor, "G N C"], pixels: int) -> None:
         """Moves the running statistics towards the moments of the batches, averaged over them; of N samples each."""
         mean, n, share = a.mean(1), a.shape[1] * pixels, count_batch(self)
-        var = (q.mean(1) - mean * mean).clamp(min=0) * (n / (n - 1))
+        var = (w + (a - mean[:, None]).square()).mean(1) * (n / (n - 1))
         self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), share)
         self.running_var.lerp_(var.mean(0).to(self.running_var.dtype), share)
 
@@ -388,19 +413,19 @@ class GhostNorm(nn.BatchNorm2d):
 class GhostBatchNorm2d(GhostNorm):
     """Batch norm of each ghost batch by itself."""
 
-    def company(self, x: Float[Tensor, "G N C"]) -> Float[Tensor, "G N C"]:
-        return x.mean(1, keepdim=True).expand_as(x)
+    def shares(self, N: int) -> Float[Tensor, "N N"]:
+        return torch.full((N, N), 1 / N, dtype=torch.float64)
 
 
 class ExclusiveBatchNorm2d(GhostNorm):
     """Normalizes each sample by the moments of the others of its ghost batch, so that it takes no part in its yardstick."""
 
-    def company(self, x: Float[Tensor, "G N C"]) -> Float[Tensor, "G N C"]:
-        return (x.sum(1, keepdim=True) - x) / (x.shape[1] - 1)
+    def shares(self, N: int) -> Float[Tensor, "N N"]:
+        return (1 - torch.eye(N, dtype=torch.float64)) / (N - 1)
 
-    def track(self, a: Float[Tensor, "G N C"], q: Float[Tensor, "G N C"], pixels: int) -> None:
+    def track(self, a: Float[Tensor, "G N C"], w: Float[Tensor, "G N C"], pixels: int) -> None:
         """The running statistics are those of the whole batch."""
-        super().track(a.flatten(0, 1)[None], q.flatten(0, 1)[None], pixels)
+        super().track(a.flatten(0, 1)[None], w.flatten(0, 1)[None], pixels)
 
 
 # --8<-- [end:norms]

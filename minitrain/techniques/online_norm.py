@@ -24,6 +24,10 @@ layer to eager execution.
 
 Deviations: `1 - (1 - db) mean(y^2)`, the share of `v` that a sample leaves, is kept from falling below 0, where `v` could
 grow without bound (the authors do so, at 1e-5, in one of their variants). Samples are taken together by linear recurrences.
+
+A sample that is not finite spoils the averages, and every output after it, for good. `train` ends at such a loss before it
+saves; in a loop of one's own look at the loss before saving, and go back to the last checkpoint. A batch of no samples
+changes nothing.
 """
 
 from typing import Any, Literal
@@ -32,6 +36,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from minitrain.optim import widened
 
 Guard = Literal["clamp", "scale", "none"]
 
@@ -77,26 +84,14 @@ def gradient_of_sample(
 
 
 # --8<-- [start:recurrence]
-def recurrence(x: Float[Tensor, "B C"], first: Float[Tensor, " C"], decay: float) -> Float[Tensor, "B1 C"]:
-    """`z[0] = first, z[t + 1] = decay * z[t] + x[t]`, by a triangle of powers, whose exponents are never negative."""
-    z = [first[None]]
-    for block in x.split(256):
-        age = torch.arange(len(block), device=x.device, dtype=x.dtype)
-        powers = (decay ** (age[:, None] - age).clamp(min=0)).tril()
-        with torch.autocast(x.device.type, enabled=False):
-            z.append(decay ** (age[:, None] + 1) * z[-1][-1] + powers @ block)
-    return torch.cat(z)
-
-
-def varying_recurrence(
-    x: Float[Tensor, "B C"], first: Float[Tensor, " C"], factor: Float[Tensor, "B C"]
+def recurrence(
+    x: Float[Tensor, "B C"], first: Float[Tensor, " C"], factor: float | Float[Tensor, "B C"]
 ) -> Float[Tensor, "B1 C"]:
     """`z[0] = first, z[t + 1] = factor[t] * z[t] + x[t]`: steps are merged in pairs, pairs of pairs and so on."""
-    z, f = torch.cat([first[None], x]), torch.cat([torch.zeros_like(first)[None], factor])
-    span = 1
+    z, f, span = torch.cat([first[None], x]), factor, 1  # f[i]: what z[span + i] keeps of z[i]
     while span < len(z):
-        z = torch.cat([z[:span], z[span:] + f[span:] * z[:-span]])
-        f = torch.cat([f[:span], f[span:] * f[:-span]])
+        z[span:].add_(f * z[:-span])
+        f = f[span:] * f[:-span] if isinstance(f, Tensor) else f * f
         span *= 2
     return z
 
@@ -104,59 +99,71 @@ def varying_recurrence(
 # --8<-- [end:recurrence]
 
 
-def over_space(x: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C"]:
-    """The mean over space."""
-    return x.mean(tuple(range(2, x.ndim))) if x.ndim > 2 else x
+def flat(x: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C S"]:
+    """With its pixels in one dimension."""
+    return x.flatten(2) if x.ndim > 2 else x[:, :, None]
 
 
-def widened(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def like(z: Float[Tensor, "*B C"], x: Float[Tensor, "B C *space"]) -> Tensor:
-    """`z`, to be broadcast over `x`."""
-    return z.view(*z.shape, *[1] * (x.ndim - 2))
+def with_gain(
+    y: Float[Tensor, "B C S"], weight: Float[Tensor, " C"] | None, bias: Float[Tensor, " C"] | None
+) -> Float[Tensor, "B C S"]:
+    """`y`, or a new tensor, with gain and bias."""
+    y = y if weight is None else y * weight[:, None]
+    return y if bias is None else y + bias[:, None]
 
 
 class Normalize(torch.autograd.Function):
-    """A batch through a layer in training: moves its `mean` and `var`, and on the way back its `u` and `v`."""
+    """A batch through a layer in training: moves its `mean` and `var`, and on the way back its `u` and `v`.
+
+    Its time is that of passes over memory, of which fresh memory is the dearest. So results are written over what is done
+    with, and the gradients of gain and bias come from means that the control needs anyway.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Float[Tensor, "B C *space"], layer: "OnlineNorm2d") -> Float[Tensor, "B C *space"]:
-        d, wide = layer.forward_decay, widened(x)
-        a = over_space(wide)
-        q = over_space((wide - like(a, x)).square_())
+    def forward(
+        ctx: Any, pixels: Float[Tensor, "B C S"], weight: Tensor | None, bias: Tensor | None, layer: "OnlineNorm2d"
+    ) -> Float[Tensor, "B C S"]:
+        d, x = layer.forward_decay, widened(pixels)
+        a = x.mean(2)
+        y = (x - a[:, :, None]).square_()
+        q = y.mean(2)
         # m moves by distances from where it was, so that a constant input has exactly its own mean
         m = layer.mean + recurrence((1 - d) * (a - layer.mean), torch.zeros_like(layer.mean), d)
         s = recurrence((1 - d) * (q + d * (a - m[:-1]).square()), layer.var, d)
         layer.mean.copy_(m[-1])
         layer.var.copy_(s[-1])
-        scale = (s[:-1] + layer.eps).rsqrt()
-        y = ((wide - like(m[:-1], x)).mul_(like(scale, x))).to(x.dtype)
-        mean = (a - m[:-1]) * scale  # of y, and below of its square
-        ctx.save_for_backward(y, scale, mean, q * scale.square() + mean.square())
+        m, scale = m[:-1], (s[:-1] + layer.eps).rsqrt()
+        torch.sub(x, m[:, :, None], out=y).mul_(scale[:, :, None])
+        mean = (a - m) * scale  # of y, and below of its square
+        ctx.save_for_backward(y.to(pixels.dtype), scale, mean, q * scale.square() + mean.square(), weight)
         ctx.layer, ctx.turn = layer, layer.turn
-        return y
+        return with_gain(y, weight, bias).to(pixels.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Float[Tensor, "B C *space"]) -> tuple[Float[Tensor, "B C *space"], None]:
-        layer, (y, scale, mean, square) = ctx.layer, ctx.saved_tensors
+    def backward(ctx: Any, gradient: Float[Tensor, "B C S"]) -> tuple[Tensor | None, ...]:
+        layer, (y, scale, mean, square, weight) = ctx.layer, ctx.saved_tensors
         if ctx.turn != layer.turn:
             raise RuntimeError(
                 "online norm needs one backward pass for each forward pass, before the next forward pass; sum losses over "
-                "one batch, or keep a second forward pass in evaluation mode or under torch.no_grad"
+                "one batch, and make every other forward pass in evaluation mode"
             )
         layer.turn += 1
-        share, wide = 1 - layer.backward_decay, widened(g)
-        v = varying_recurrence(over_space(wide * y), layer.v, (1 - share * square).clamp(min=0))
+        share, g = 1 - layer.backward_decay, widened(gradient)
+        back = g * y
+        gy, g1 = back.mean(2), g.mean(2)
+        wanted, gain = ctx.needs_input_grad[1:3], scale
+        of_gain = [z.sum(0) * g.shape[2] if needed else None for z, needed in zip((gy, g1), wanted, strict=True)]
+        if weight is not None:
+            gy, g1, gain = gy * weight, g1 * weight, scale * weight
+        v = recurrence(gy, layer.v, (1 - share * square).clamp(min=0))
         along = share * v[:-1]
-        u = recurrence((over_space(wide) - along * mean) * scale, layer.u, layer.backward_decay)
+        u = recurrence((g1 - along * mean) * scale, layer.u, layer.backward_decay)
         layer.u.copy_(u[-1])
         layer.v.copy_(v[-1])
-        back = torch.addcmul(like(-share * u[:-1], g), wide, like(scale, g)).addcmul_(like(-along * scale, g), y)
-        return back.to(g.dtype), None
+        torch.mul(g, gain[:, :, None], out=back).addcmul_(y, (along * scale)[:, :, None], value=-1)
+        back.sub_(share * u[:-1, :, None])
+        return back.to(gradient.dtype), *of_gain, None
 
 
 # --- the layer --------------------------------------------------------------------------------------------------------
@@ -171,6 +178,7 @@ class OnlineNorm2d(nn.Module):
     models too, and part of the state. Raises `ValueError` for values out of range.
     """
 
+    rows_depend = True  # on each other in training, which who measures parts of a batch must know
     mean: Tensor
     var: Tensor
     u: Tensor
@@ -204,32 +212,32 @@ class OnlineNorm2d(nn.Module):
 
     @torch.compiler.disable(reason="online norm keeps state between forward and backward passes")
     def forward(self, x: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
-        if x.ndim < 2 or x.shape[1] != len(self.mean):
-            raise ValueError(
-                f"online norm of {len(self.mean)} channels needs (B, {len(self.mean)}, ...), not {x.shape}"
-            )
+        n = len(self.mean)
+        if x.ndim < 2 or x.shape[1] != n or 0 in x.shape[2:]:
+            raise ValueError(f"online norm of {n} channels needs (B, {n}, ...) with pixels, not {tuple(x.shape)}")
         if self.training:
-            z = self.with_moving_statistics(x)
+            z = self.with_moving_statistics(flat(x))
         else:
-            z = (widened(x) - like(self.mean, x)) * like((self.var + self.eps).rsqrt(), x)
-        if self.weight is not None and self.bias is not None:
-            z = torch.addcmul(like(self.bias, x), z, like(self.weight, x))
+            y = (widened(flat(x)) - self.mean[:, None]) * (self.var + self.eps).rsqrt()[:, None]
+            z = with_gain(y, self.weight, self.bias)
+        z = z.view(x.shape)
         if self.guard == "clamp":
-            z = z.clamp(-5, 5)
+            z = F.hardtanh(z, -5, 5)  # as clamp, with a backward pass in one go
         elif self.guard == "scale":
-            z = z * (widened(z).square().mean(tuple(range(1, x.ndim)), keepdim=True) + 1e-5).rsqrt()
+            z = F.rms_norm(z, z.shape[1:], eps=1e-5)
         return z.to(x.dtype)
 
-    def with_moving_statistics(self, x: Float[Tensor, "B C *space"]) -> Float[Tensor, "B C *space"]:
+    def with_moving_statistics(self, x: Float[Tensor, "B C S"]) -> Float[Tensor, "B C S"]:
         """Raises `RuntimeError` where a backward pass asks for it, which would move the statistics a second time."""
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
                 "online norm cannot be recomputed in the backward pass, for its statistics would move twice; leave "
                 "activation checkpointing out, or take group norm"
             )
-        if torch.is_grad_enabled() and x.requires_grad:
+        inputs = (x, self.weight, self.bias)
+        if torch.is_grad_enabled() and any(z is not None and z.requires_grad for z in inputs):
             self.turn += 1
-        return Normalize.apply(x, self)
+        return Normalize.apply(*inputs, self)
 
     # --8<-- [end:layer]
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -259,19 +267,18 @@ def with_online_norm(
     Gains, biases, `eps` and running statistics are taken over, so that in evaluation the model computes what it did, but
     for the guard. Gains and biases stay the same parameters. Raises `ValueError` for a model without batch norm.
     """
-    made: dict[nn.Module, OnlineNorm2d] = {}
-    for name, old in list(model.named_modules(remove_duplicate=False)):
-        if type(old) not in BATCH_NORMS:
-            continue
-        if old not in made:
-            new = OnlineNorm2d(old.num_features, forward_decay, backward_decay, old.eps, guard, affine=False)
-            new.weight, new.bias = old.weight, old.bias
-            if old.running_mean is not None and old.running_var is not None:
-                new.mean, new.var = (widened(x.detach()).clone() for x in (old.running_mean, old.running_var))
-            place = old.running_mean if old.weight is None else old.weight
-            if place is not None:
-                new.to(place.device)
-            made[old] = new.train(old.training)
+    found = [(name, old) for name, old in model.named_modules(remove_duplicate=False) if type(old) in BATCH_NORMS]
+    made = {}
+    for _, old in found:
+        new = OnlineNorm2d(old.num_features, forward_decay, backward_decay, old.eps, guard, affine=False)
+        new.weight, new.bias = old.weight, old.bias
+        if old.running_mean is not None and old.running_var is not None:
+            new.mean, new.var = (widened(x.detach()).clone() for x in (old.running_mean, old.running_var))
+        place = old.running_mean if old.weight is None else old.weight
+        if place is not None:
+            new.to(place.device)
+        made[old] = new.train(old.training)
+    for name, old in found:  # all of them could be made
         if name:
             model.set_submodule(name, made[old])
         else:

@@ -111,7 +111,8 @@ class SplitStorage(PlainStorage):
         if type(self) is not SplitStorage or self.way != "nearest 16" or self.moments != torch.float32:
             return False
         self.refuse_other_ways(p, state)
-        if p.grad is None or not begin(p, state, group["betas"], torch.float32):
+        if p.grad is None or not state["low"].is_contiguous() or not begin(p, state, group["betas"], torch.float32):
+            forget_count(state)
             return False
         tensors = (p, state["low"], p.grad, state["m"], state["v"])
         size = PIECE.get(p.device.type, OTHER_PIECE)

@@ -81,12 +81,16 @@ class StepInBackward(torch.optim.Optimizer):
     def use(self, p: Tensor) -> None:
         """Steps `p` by its gradient and frees the gradient. Autograd calls it once, after the last use of a tied weight."""
         refuse_ranks()
+        self.begin()
+        self.optimizer.update(p, self.group_of(p))
+        p.grad = UsedGradient(p) if self.hooks else p.grad
+
+    def begin(self) -> None:
+        """Calls the hooks that come before a step, once in it."""
         if not self.begun:
             self.begun = True
             for hook in tuple(self.before.values()):
                 hook(self, (), {})
-        self.optimizer.update(p, self.group_of(p))
-        p.grad = UsedGradient(p) if self.hooks else p.grad
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -95,6 +99,7 @@ class StepInBackward(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.begin()
         for p in self.place:
             if p.grad is not None and not isinstance(p.grad, UsedGradient):
                 self.use(p)

@@ -210,6 +210,7 @@ def with_timescale(
 
 def counterpart(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Optimizer | None:
     """The optimizer itself if it is minitrain's, else minitrain's of the same rule; None where there is none."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # what `StepInBackward` stands around
     if isinstance(optimizer, Optimizer):
         return optimizer
     nothing = [torch.zeros(1)]
@@ -394,6 +395,7 @@ def decay_rate(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
 
 def moves_by_lr(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
     """Whether the first step moves every weight that has a gradient by `lr`: Adam's and Lion's `u` is a sign then."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
     if isinstance(optimizer, Optimizer):
         return optimizer.direction in (adam, lion) and optimizer.rules(group)[1] in (decay_by_lr, no_decay)
     return isinstance(optimizer, torch.optim.Adam)

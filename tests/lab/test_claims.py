@@ -56,6 +56,9 @@ def test_counted_seeds():
     assert judge(claim(at_least=0.8), [1, 1, 0, 1, 0]) == "does not hold"
     assert judge(claim(at_least=0.3), [1, math.nan, math.nan]) == "holds"
     assert judge(claim(at_least=0.5), [1, math.nan, math.nan]) == "does not hold"
+    for k in range(1, 101):  # a share that is met exactly, whatever rounding makes of it
+        assert judge(claim(at_least=k / 100), [1.0] * k + [0.0] * (100 - k)) == "holds"
+        assert judge(claim(at_least=k / 100), [1.0] * (k - 1) + [0.0] * (101 - k)) == "does not hold"
     assert judge(claim(at_least=0.5), []) == "does not hold"
     assert "2 of 3 seeds" in said(evaluate(claim(at_least=0.5), runs_with([1.0, 0.0, 1.0])))
     for share in (0, 1.5, 4):

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from functools import partial
 
 import numpy as np
 import pytest
@@ -55,6 +56,10 @@ def test_what_has_no_interval_is_refused(level: float, degrees: int):
         student_t(level, degrees)
     with pytest.raises(ValueError, match="at least 2 runs"):
         prediction_interval([1.0], 0.9)
+    for values in ([1.0, math.nan], [1.0, math.inf], [1.0]):  # of runs that diverged
+        for interval in (mean_interval, partial(seeds_needed, low=0.0), partial(prediction_interval, level=0.9)):
+            with pytest.raises(ValueError, match="all with a finite value"):
+                interval(values)
 
 
 def test_the_interval_of_a_mean_is_scipys():

@@ -16,6 +16,8 @@ from minitrain.lab import noise
 from minitrain.lab.noise import NoiseScale, mean_noise_scale, signal_and_noise
 from minitrain.optim import SGD
 from minitrain.recipe import Recipe, by_kind
+from minitrain.techniques.ghost_noise import GhostNoise
+from minitrain.techniques.online_norm import OnlineNorm2d
 from minitrain.train import Run, build, gradient
 
 WIDTH, SCALES, SIGMA = 16, [1.0, 2.0, 0.0], 0.8
@@ -189,6 +191,7 @@ def test_no_signal_is_an_infinite_scale_which_a_log_leaves_empty():
     assert seen["total_noise_scale"] == math.inf
     assert seen["noise_scale"]["w"] == math.inf
     assert mean_noise_scale([seen]) == math.inf
+    assert math.isnan(noise.noise_scale(torch.tensor(math.nan), torch.tensor(math.nan)))
     assert math.isnan(mean_noise_scale([{"step": 1, "loss": 2.0}]))
 
 
@@ -211,8 +214,8 @@ def test_what_cannot_be_measured_is_refused():
     assert_one_sentence(caught.value)
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])
-def test_rows_that_depend_on_each_other_are_refused(norm: type[nn.Module]):
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm, OnlineNorm2d, lambda width: GhostNoise(4)])
+def test_rows_that_depend_on_each_other_are_refused(norm: Callable[[int], nn.Module]):
     run = build(PLANTED)
     run.model.add_module("norm", norm(WIDTH))
     with pytest.raises(ValueError, match="batch normalization") as caught:

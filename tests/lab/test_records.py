@@ -98,12 +98,17 @@ def test_a_record_is_stale_when_the_code_it_reaches_has_changed(monkeypatch: pyt
     record = a_record()
     assert is_stale(record) is False
     assert is_stale({**record, "source": "0" * 16}) is True
+    assert is_stale({**record, "source": "0" * 16, "source_of_first_seed": record["source"]}) is False
     assert is_stale({**record, "environment": {**record["environment"], "python": "3.99"}}) is None
 
 
 def test_missing_and_damaged_records_say_what_to_do(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="--preset record"):
         read_record(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        read_record(tmp_path / "bad.json")
+    whole = a_record()
+    claim = {key: x for key, x in whole["claims"][0].items() if key != "verdict"}
+    parts: list[Any] = [{key: x for key, x in whole.items() if key != lost} for lost in ("claims", "runs", "seeds")]
+    for bad in ("{", "[" * 100_000, [1], None, *parts, whole | {"runs": [3]}, whole | {"claims": [claim]}):
+        (tmp_path / "bad.json").write_text(bad if isinstance(bad, str) else json.dumps(bad))
+        with pytest.raises(ValueError, match="damaged"):
+            read_record(tmp_path / "bad.json")

@@ -179,10 +179,13 @@ def test_threads_are_at_most_four_unless_asked_for(present: int, asked: int | No
     assert said[0] == (f"{expected} thread{'s' * (expected != 1)}", why)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_less_than_one_thread_is_refused(threads: int) -> None:
-    with pytest.raises(ValueError, match=f"threads must be at least 1, not {threads}"):
+@pytest.mark.parametrize("threads", [0, -1, 1025, 100_000, 2**40])
+def test_less_than_one_thread_and_more_than_a_system_can_start_are_refused(threads: int) -> None:
+    """Asked for 100,000, torch ends the process without a word."""
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match=f"threads must be at least 1 and at most 1024, not {threads}"):
         use_fast_cpu(threads)
+    assert torch.get_num_threads() == before
 
 
 IMPORT_EVERYTHING = """

@@ -1,4 +1,4 @@
-"""What `minitrain demo`, `train`, `plan` and `sample` do and show; `cli.py` is where their options come from."""
+"""What `minitrain demo`, `train`, `train-images`, `plan` and `sample` do and show."""
 
 import json
 import math
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from minitrain.cli import (
+from minitrain.cli import next_free_folder, read_options, write_options
+from minitrain.cli.options import (
     Check,
     Demo,
     Exercise,
@@ -28,12 +29,8 @@ from minitrain.cli import (
     TextTraining,
     Train,
     TrainImages,
-    image_recipe_of,
-    next_free_folder,
-    read_options,
-    recipe_of,
-    write_options,
 )
+from minitrain.cli.recipes import image_recipe_of, recipe_of
 from minitrain.data.text import decode, python_version
 from minitrain.lab.accuracy import Accuracy
 from minitrain.lab.course import Predict, ask, ledger, list_of_lessons, reproduce, run_lesson
