@@ -22,6 +22,7 @@ from minitrain.lab.plots import DARK, draw_run
 from minitrain.lab.samples import python_accepts
 from minitrain.recipe import describe, difference
 from minitrain.runtime.checkpoint import checkpoints
+from minitrain.runtime.files import only_writer
 
 TINY = ["--depth", "1", "--width", "32", "--context", "16", "--batch-size", "64", "--steps", "6", "--threads", "1"]
 
@@ -615,3 +616,14 @@ def test_options_of_images_go_round():
     stored = cli.arguments_of(options)
     assert stored[0] == "train-images"
     assert cli.parse(TrainImages, stored[1:]) == options
+
+
+def test_the_options_of_a_run_in_progress_are_not_replaced(text: Path, capsys: pytest.CaptureFixture[str]):
+    assert outcome(["train", *TINY, "--data", str(text), "--out", "run"], capsys)[0] == 0
+    for path in checkpoints(Path("run")):
+        path.unlink()  # as before its first checkpoint
+    before = Path("run/options.json").read_bytes()
+    with only_writer(Path("run")):
+        code, error = outcome(["train", "--resume", "run", "--lr", "0.5"], capsys)
+    assert (code, Path("run/options.json").read_bytes()) == (2, before)
+    assert "another process is writing" in error

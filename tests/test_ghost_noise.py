@@ -127,6 +127,15 @@ def test_the_noise_is_a_constant_in_the_backward_pass():
     assert torch.allclose(x.grad, g / scale[..., None, None], rtol=1e-12)
 
 
+@pytest.mark.parametrize(("shape", "last"), [((2, 3, 2, 2), False), ((2, 2, 3), True), ((2, 3), False)])
+def test_the_shift_and_scale_of_inject_have_the_right_gradients(shape: tuple[int, ...], last: bool):
+    x, weight, bias = randn(*shape), randn(3, seed=3), randn(3, seed=4)
+    shift, scale = randn(2, 3, seed=1), randn(2, 3, seed=2).exp()
+    inputs = [t.requires_grad_() for t in (x, shift, scale, weight, bias)]
+    assert torch.autograd.gradcheck(partial(inject, channels_last=last), inputs)
+    assert torch.autograd.gradgradcheck(partial(inject, channels_last=last), inputs)
+
+
 def test_one_sample_alone_has_no_noise():
     x = images(batch=1)
     assert same(GhostNoise(N)(x), x)
@@ -268,7 +277,7 @@ def test_neither_a_large_mean_nor_an_outlier_takes_the_digits_of_a_variance(kind
     whole = nn.BatchNorm2d(C).double()
     whole(x.double())
     if kind is ExclusiveBatchNorm2d:
-        assert torch.allclose(layer.running_var.double(), whole.running_var, rtol=1e-4)
+        assert torch.allclose(layer.running_var.double(), whole.state_dict()["running_var"], rtol=1e-4)
 
 
 def test_running_statistics_are_averages_over_ghosts_or_of_the_whole_batch():

@@ -537,3 +537,16 @@ def test_a_step_without_a_gradient_calls_its_hooks_once():
     with watch(model, optimizer, [Rotation(group=None, every=1)]) as seen:
         optimizer.step()
     assert len(seen.metrics) == 1
+
+
+@pytest.mark.parametrize("order", ["backward step zero", "zero backward step", "backward zero step", "step"])
+def test_hooks_before_a_step_are_called_once_and_before_the_first_weight_moves(order: str):
+    p, seen = nn.Parameter(torch.ones(3)), []
+    optimizer = StepInBackward(AdamW([p]))
+    optimizer.register_step_pre_hook(lambda *_: seen.append(p.detach().clone()))
+    for _ in range(2):
+        start = p.detach().clone()
+        for what in order.split():
+            {"backward": lambda: p.sum().backward(), "step": optimizer.step, "zero": optimizer.zero_grad}[what]()
+        assert torch.equal(seen[-1], start)
+    assert len(seen) == 2

@@ -42,7 +42,7 @@ from minitrain.lab.probes import Rotation
 from minitrain.lab.samples import printable, python_accepts, sample_text
 from minitrain.runtime.checkpoint import checkpoints, export_weights, load_checkpoint, load_model
 from minitrain.runtime.device import choose_device, choose_precision, use_fast_cpu
-from minitrain.runtime.files import check_writable
+from minitrain.runtime.files import check_writable, only_writer
 from minitrain.runtime.folder import refuse_to_overwrite
 from minitrain.train import Run, build, evaluation_model, train
 
@@ -133,8 +133,9 @@ def train_and_report(
     source = options.training.data or f"the standard library of Python {python_version()}"
     print(f"Data: {source}; {recipe.batch_size:,} {'images' if of_images else 'bytes'} a step, {recipe.steps:,} steps")
     print(table_of_groups(run.optimizer))
-    if not checkpoints(folder):
-        write_options(folder, options)
+    with only_writer(folder):  # the options of a run that another process is in the middle of are not ours to replace
+        if not checkpoints(folder):
+            write_options(folder, options)
     shown = [LastAccuracy(recipe.steps)] if of_images else [Sampler()] if samples else []
     started = time.monotonic()
     compile = options.machine.compile

@@ -76,6 +76,8 @@ def image_recipe_of(model: ImageModel, training: ImageTraining, precision: Liter
     """The recipe that the options name. Raises `ValueError` with one sentence where they do not fit together."""
     if training.split_weights is not None and model.norm == "batch":
         raise ValueError("batch norm keeps its statistics in 32 bits and takes no gains in 16; choose another norm")
+    if model.ghost_noise is not None and model.norm == "online":
+        raise ValueError("ghost noise goes into batch norm and layer norm; choose another norm, or leave it out")
     if training.recompute_blocks and model.norm == "online":
         raise ValueError(
             "online norm moves its statistics as it computes, so blocks cannot be recomputed; leave one out"

@@ -342,18 +342,20 @@ def has_results(folder: Path, keep_weights: bool) -> bool:
     """Whether a run's folder holds all that was asked for."""
     path = folder / "result.json"
     return path.exists() and (
-        not keep_weights or (folder / "model.safetensors").exists() or bool(load(path)["diverged"])
+        not keep_weights or (folder / "model.safetensors").exists() or bool(load(folder)["diverged"])
     )
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A run's `result.json`. Raises `ValueError` where it is damaged."""
+def load(folder: Path) -> dict[str, Any]:
+    """A run's `result.json`, and its `seconds`. Raises `ValueError` where either is damaged."""
     try:
-        found = json.loads(path.read_text())
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or found.keys() != {"metrics", "diverged"}:
-        raise ValueError(f"{path} is damaged; delete its folder, and the run will be made again")
+        found = json.loads((folder / "result.json").read_text())
+        whole = found.keys() == {"metrics", "diverged"} and all(line.keys() >= {"step"} for line in found["metrics"])
+        found["seconds"] = float((folder / "seconds").read_text())
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{folder} is damaged; delete it, and the run will be made again")
     return found
 
 
@@ -361,5 +363,5 @@ def read_result(key: tuple[str, float | None, int], folder: Path, crashed: str |
     """The result that a run left in its folder."""
     if crashed:
         return Result(*key, crashed=crashed)
-    weights, seconds = folder / "model.safetensors", float((folder / "seconds").read_text())
-    return Result(*key, **load(folder / "result.json"), weights=weights if weights.exists() else None, seconds=seconds)
+    weights = folder / "model.safetensors"
+    return Result(*key, **load(folder), weights=weights if weights.exists() else None)

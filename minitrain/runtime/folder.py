@@ -45,9 +45,19 @@ def start_or_resume(run: "Run", folder: Path | str | None, resume: bool) -> None
     kept = ""
     if resume and checkpoints(run.folder):
         saved = load_checkpoint(run.folder)
-        restore(run, saved)
-        kept = saved["metrics"]
-        run.metrics = [json.loads(line) for line in kept.splitlines()]
+        try:
+            restore(run, saved)
+            kept = saved["metrics"]
+            run.metrics = [json.loads(line) for line in kept.splitlines()]
+        except (
+            LookupError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+        ) as error:  # its bytes are whole, so somebody wrote it so
+            raise ValueError(
+                f"the checkpoint in {folder} is not as a run wrote it ({error!r}); start a new run in another folder"
+            ) from error
     write_text(metrics, kept)  # the steps after the checkpoint will be taken again
     facts = {**describe(run.recipe), "data digest": run.data.digest, **environment(run)}
     write_text(run.folder / "recipe.txt", "".join(f"{name}: {text}\n" for name, text in facts.items()))
@@ -131,6 +141,8 @@ def restore(run: "Run", saved: dict[str, Any]) -> None:
         was = saved["environment"].get(name)
         if was != value:
             warnings.warn(f"{name} was {was} and is now {value}: the run goes on, but not bit for bit", stacklevel=3)
+    if saved["step"] not in range(run.recipe.steps + 1):
+        raise ValueError(f"the checkpoint is of step {saved['step']}, which this run does not have; start a new one")
     load_model(run.model, saved)
     run.optimizer.load_state_dict(saved["optimizer"])
     for hook, state in zip(run.before_step + run.after_step, saved["hooks"], strict=True):

@@ -92,7 +92,8 @@ class Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, factor: Tensor, offset: Tensor, inner: tuple[int, ...]) -> Tensor:
-        return torch.addcmul(offset, widened(x), factor).to(x.dtype)  # in bf16, addcmul is slow
+        wide = widened(x)  # in bf16, addcmul is slow
+        return torch.addcmul(offset, wide, factor, out=None if wide is x else wide).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -418,7 +419,11 @@ class GhostBatchNorm2d(GhostNorm):
 
 
 class ExclusiveBatchNorm2d(GhostNorm):
-    """Normalizes each sample by the moments of the others of its ghost batch, so that it takes no part in its yardstick."""
+    """Normalizes each sample by the moments of the others of its ghost batch, so that it takes no part in its yardstick.
+
+    Nothing bounds its output: where the others are alike, a sample that is not grows by up to `1 / sqrt(eps)` in each layer,
+    and a deep network may overflow.
+    """
 
     def shares(self, N: int) -> Float[Tensor, "N N"]:
         return (1 - torch.eye(N, dtype=torch.float64)) / (N - 1)

@@ -111,7 +111,6 @@ class StepInBackward(torch.optim.Optimizer):
         """Sets every gradient to None, whatever `set_to_none` says: a used gradient cannot be zero."""
         for p in self.place:
             p.grad = None
-        self.begun = False
 
     def register_step_pre_hook(self, hook: Callable) -> RemovableHandle:
         """As torch's. The hook is called before the first parameter changes, which is inside the backward pass."""

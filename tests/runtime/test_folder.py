@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import shutil
 import signal
 import warnings
@@ -23,7 +24,6 @@ from small import (
     Averaging,
     Poison,
     dropout_gpt,
-    long,
     same,
     stop_at,
     train_in,
@@ -305,21 +305,6 @@ def test_a_run_killed_at_any_file_operation_is_the_uninterrupted_one(
         assert_same_end(tmp_path / str(operation), uninterrupted(VARIANTS[variant]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("variant", ["fp32", "bf16"])
-def test_a_run_killed_at_random_times_is_the_uninterrupted_one(
-    variant: str, seed: int, uninterrupted: Any, tmp_path: Path
-) -> None:
-    struck = small.in_own_process(
-        f"kill_at_random_times({str(tmp_path)!r}, {variant!r}, steps=300, seed={seed}, kills=8)"
-    )
-    assert int(struck) >= 2
-    expected = uninterrupted(long(VARIANTS[variant], 300))
-    assert_same_end(tmp_path / "timed", expected)
-    assert_same_end(tmp_path / "killed", expected)
-
-
 # --- another run than the checkpoint's --------------------------------------------------------------------------------
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -464,6 +449,21 @@ def test_where_all_checkpoints_are_damaged_a_sentence_says_so(stopped: Path) -> 
         pytest.warns(UserWarning, match="is damaged"),
         pytest.raises(ValueError, match=r"every checkpoint in .* is damaged; start a new run in another folder"),
     ):
+        train_in(stopped, resume=True)
+    assert content(stopped) == before
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"step": math.nan}, {"step": 10**30}, {"random": {}}, {"metrics": 3}, {"environment": []}, {"optimizer": {}}],
+    ids=repr,
+)
+def test_a_checkpoint_that_no_run_wrote_is_refused_in_a_sentence(changed: dict[str, Any], stopped: Path) -> None:
+    """Its bytes are whole, but somebody has put something else into it."""
+    path = checkpoints(stopped)[0]
+    torch.save(load_checkpoint(stopped) | changed, path)
+    before = content(stopped)
+    with pytest.raises(ValueError, match=r"the checkpoint (in .* is not as a run wrote it|is of step)"):
         train_in(stopped, resume=True)
     assert content(stopped) == before
 
