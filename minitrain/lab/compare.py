@@ -171,6 +171,13 @@ def ratio(runs: Runs, arm: str, baseline: str, measure: Measure, lr: float | Non
     return [a / b for a, b in pairs]
 
 
+def over_steps(runs: Runs, arm: str, key: str, lr: float | None = None) -> tuple[list[int], list[list[Any]]]:
+    """The steps at which all seeds logged `key`, and the values of each seed: a resumed run lacks the window of its stop."""
+    found = [dict(series(runs.metrics(arm, seed, lr), key)) for seed in runs.seeds]
+    steps = [step for step in found[0] if all(step in line for line in found)]
+    return steps, [[line[step] for step in steps] for line in found]
+
+
 # --- running -------------------------------------------------------------------------------------------------------------
 
 

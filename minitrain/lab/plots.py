@@ -21,9 +21,10 @@ WIDTH = 5.0  # inches; at a phone's width letters of 11 points are then about 11
 
 @dataclass(frozen=True)
 class Theme:
-    """Ink and colours for one kind of page; the colours are those of Okabe and Ito, lightened where the page is dark."""
+    """Page, ink and colours; the colours are those of Okabe and Ito, lightened where the page is dark."""
 
     name: str
+    page: str
     ink: str
     grey: str
     blue: str
@@ -34,8 +35,8 @@ class Theme:
     red: str
 
 
-LIGHT = Theme("light", "#222222", "#767676", "#0072b2", "#b86e00", "#00805e", "#b0568a", "#2a85bd", "#c24e00")
-DARK = Theme("dark", "#e0e0e0", "#9e9e9e", "#56b4e9", "#e69f00", "#2fc49a", "#dd93c0", "#8fcdf0", "#ff7f3f")
+LIGHT = Theme("light", "white", "#222222", "#767676", "#0072b2", "#b86e00", "#00805e", "#b0568a", "#2a85bd", "#c24e00")
+DARK = Theme("dark", "#1e2129", "#e0e0e0", "#9e9e9e", "#56b4e9", "#e69f00", "#2fc49a", "#dd93c0", "#8fcdf0", "#ff7f3f")
 THEMES = (LIGHT, DARK)
 MATRICES = {  # by a part of their names: label and colour
     "qkv": ("queries, keys, values", "blue"),
@@ -62,7 +63,6 @@ def save_figure(path: Path, draw: Callable[[Any, Theme], None], theme: Theme = L
     style: dict[str, Any] = dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), theme.ink
     )
-    page = "white" if theme.name == "light" else "#1e2129"
     style |= {
         "svg.hashsalt": "minitrain",
         "font.size": 11,
@@ -71,9 +71,9 @@ def save_figure(path: Path, draw: Callable[[Any, Theme], None], theme: Theme = L
         "axes.spines.top": False,
         "axes.spines.right": False,
         "legend.frameon": False,
-        "axes.facecolor": "none" if kind == "svg" else page,
-        "figure.facecolor": page,
-        "savefig.facecolor": page,
+        "axes.facecolor": "none" if kind == "svg" else theme.page,
+        "figure.facecolor": theme.page,
+        "savefig.facecolor": theme.page,
     }
     with plt.rc_context(style):  # ty: ignore[invalid-argument-type]
         figure = plt.figure(figsize=(WIDTH, height), layout="constrained")

@@ -6,8 +6,8 @@ squared length `across = |u|^2 - along <u, w>` of what is left of it across `w`,
     |w - c (u - along w)|^2 = |w|^2 + c^2 across        so that        w <- q (1 + c along) w - q c u
 
 is the turned row at its old length, written in one go. The present `|w|^2` is summed as well, and the stored length
-restored, so that rounding does not add up. Adam's `u` comes from torch's fused kernel in one more pass. `compiled` has
-torch compile the formula once, for rows of any number and length.
+restored, so that rounding does not add up. Adam's `u` comes from torch's fused kernel in one more pass. The compiled
+form does all of it row by row, so that memory is read and written once, as by torch's fused AdamW alone.
 
 For a CPU, where memory is what a step waits for. Elsewhere, and for 16-bit weights or other layouts than contiguous and
 channels last, the readable form is used.
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from minitrain.runtime.fused import forget_count, kernel
+from minitrain.runtime.rotate_rows import row_kernel
 
 BLOCK = 1 << 20  # numbers that are turned at once: few calls, and still in a CPU's cache
 
@@ -51,42 +52,49 @@ def usable(across: Float[Tensor, "O 1"], dot: Float[Tensor, "O 1"]) -> Float[Ten
 
 
 class FastRotation:
-    """Keeps what one step after the other can use: two blocks of scratch memory, and a compiled kernel."""
+    """Keeps what one step after the other can use: two blocks of scratch memory, and compiled kernels."""
 
     def __init__(self, compiled: bool = False):
         self.compiled = compiled
         self.scratch: dict[tuple[torch.dtype, int], Tensor] = {}
-        self.compiled_turn: Callable[..., Tensor] | None = None
+        self.kernels: dict[torch.dtype, Callable[..., None]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"compiled": self.compiled, "scratch": {}, "compiled_turn": None}
+        return {"compiled": self.compiled, "scratch": {}, "kernels": {}}
 
     def fits(self, p: Tensor, g: Tensor, state: dict, group: dict[str, Any]) -> bool:
         """Whether the fast form can step `p`; the first step, which stores the length, is the readable form's."""
         if "norm" not in state or p.dtype not in (torch.float32, torch.float64) or p.device.type != "cpu" or is_fake(p):
             return False
-        if not p.numel():
+        if not p.numel() or not p.dtype == g.dtype == state["norm"].dtype == state["size"].dtype:
             return False
         kind = layout(p)
         conv = group["per_neuron"] and group.get("row_dims", 1) == 1
-        return kind == layout(g) and p.dtype == g.dtype and (kind == "contiguous" or (kind is not None and conv))
+        return kind == layout(g) and (kind == "contiguous" or (kind is not None and conv))
 
     def adam(self, p: Tensor, g: Tensor, state: dict, group: dict[str, Any]) -> bool:
-        """Takes Adam's direction by torch's fused kernel and turns `p`; or returns False where the kernel does not fit.
+        """Turns `p` against Adam's direction, with the moments updated; or returns False where no kernel fits.
 
-        It corrects averages by `1 - beta^t`, which is right for betas that never changed, as those of a state whose only
-        step so far was taken with them, and while no step was taken without counting it in `t`.
+        Torch's fused kernel corrects averages by `1 - beta^t`, which is right for betas that never changed, as those of a
+        state whose only step so far was taken with them, and while no step was taken without counting it in `t`.
         """
         betas, m, v = tuple(group["betas"]), state["m"], state["v"]
-        if "t" not in state and (state["m_ones"], state["v_ones"]) == (1 - betas[0], 1 - betas[1]):
-            state.update(t=torch.ones((), device=p.device), betas=betas)
-        if state.get("betas") != betas or not m.stride() == v.stride() == p.stride():
-            forget_count(state)
+        if any((x.dtype, x.shape, x.stride()) != (p.dtype, p.shape, p.stride()) for x in (m, v)):
             return False
-        state["t"] += 1
+        rows = self.compiled_rows(p.dtype)
+        if rows:
+            forget_count(state)
+        elif "t" not in state and (state["m_ones"], state["v_ones"]) == (1 - betas[0], 1 - betas[1]):
+            state.update(t=torch.ones((), device=p.device), betas=betas)
+        if not rows and state.get("betas") != betas:
+            return False
         state["m_ones"] = betas[0] * state["m_ones"] + (1 - betas[0])
         state["v_ones"] = betas[1] * state["v_ones"] + (1 - betas[1])
-
+        if rows:
+            numbers = (1 - betas[0], 1 - betas[1], 1 / state["m_ones"], state["v_ones"] ** -0.5, group["eps"])
+            self.turn_rows(rows, p, g, state, group, numbers)
+            return True
+        state["t"] += 1
         # With lr * weight_decay = 1 the kernel forgets the weight it is given, and with lr = -1 it leaves u there.
         for_u = {**group, "lr": -1.0, "weight_decay": -1.0}
 
@@ -99,28 +107,55 @@ class FastRotation:
 
     def turn(self, p: Tensor, u: Tensor, state: dict, group: dict[str, Any]) -> None:
         """Turns `p` against an update `u`, which stays as it is."""
-        if layout(u) != layout(p):
+        if (layout(u), u.dtype) != (layout(p), p.dtype):
             u = torch.empty_like(p).copy_(u)
-        rows = as_rows(u, len(state["norm"]))
-        self.turn_blocks(p, lambda block, scratch: scratch.copy_(rows[block]), state, group)
+        if rows := self.compiled_rows(p.dtype):
+            self.turn_rows(rows, p, u, state, group)
+            return
+        rows_of_u = as_rows(u, len(state["norm"]))
+        self.turn_blocks(p, lambda block, scratch: scratch.copy_(rows_of_u[block]), state, group)
+
+    def compiled_rows(self, dtype: torch.dtype) -> Callable[..., None] | None:
+        """The compiled kernel, where it is asked for and there is a compiler."""
+        if self.compiled and dtype not in self.kernels:
+            try:
+                self.kernels[dtype] = row_kernel(dtype)
+            except Exception as error:  # whatever a compiler may raise
+                self.compiled = False
+                warnings.warn(f"compiling the rotation failed, so the fast form goes on: {error!r:.200}", stacklevel=2)
+        return self.kernels[dtype] if self.compiled else None
+
+    def turn_rows(
+        self, rows: Callable[..., None], p: Tensor, given: Tensor, state: dict, group: dict[str, Any],
+        adam: tuple[float, float, float, float, float] | None = None,
+    ) -> None:  # fmt: skip
+        """Turns `p` in place by the compiled kernel, against an update, or with Adam's numbers by a gradient."""
+        ones, reach = begin(state, group)
+        numbers = [group["rms_decay"], 1 - group["rms_decay"], ones, *(adam or [0.0] * 5)]
+        m, v = (state["m"], state["v"]) if adam else (given, given)
+        shape = len(reach), p.numel() // len(reach)
+        rows(
+            p, given, m, v, state["norm"], state["size"], reach, torch.tensor(numbers, dtype=torch.float64), *shape,
+            adam is not None, group["center"], torch.get_num_threads(),
+        )  # fmt: skip
+        torch.autograd.graph.increment_version(p)
 
     def turn_blocks(
         self, p: Tensor, direction: Callable[[slice, Tensor], object], state: dict, group: dict[str, Any]
     ) -> None:
         """Turns `p` in place, block of rows by block; `direction(block, u)` writes a block's update into `u`."""
-        norm, size, rms_decay = state["norm"], state["size"], group["rms_decay"]
+        norm, size, (ones, reach) = state["norm"], state["size"], begin(state, group)
         w = as_rows(p, len(norm))
-        ones = state["size_ones"] = rms_decay * state["size_ones"] + (1 - rms_decay)
-        reach = norm * group["angle"] * state["speed"] if "speed" in state else norm * group["angle"]
         height = max(1, BLOCK // w.shape[1])
         for start in range(0, len(w), height):
             block = slice(start, start + height)
             rows = w[block]
-            u = self.memory(0, rows)
+            u, product = self.memory(0, rows), self.memory(1, rows)
             direction(block, u)
-            self.turn_one(
-                rows, u, norm[block], size[block], reach[block], rms_decay=rms_decay, ones=ones, center=group["center"]
-            )
+            turn_block(
+                rows, u, product, norm[block], size[block], reach[block],
+                rms_decay=group["rms_decay"], ones=ones, center=group["center"],
+            )  # fmt: skip
 
     def memory(self, i: int, like: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """The first or second block of scratch memory, in a shape."""
@@ -129,29 +164,12 @@ class FastRotation:
             found = self.scratch[like.dtype, i] = torch.zeros(max(BLOCK, like.numel()), dtype=like.dtype)
         return found[: like.numel()].view(like.shape)
 
-    def turn_one(
-        self, w: Tensor, u: Tensor, norm: Tensor, size: Tensor, reach: Tensor, *,
-        rms_decay: float, ones: float, center: bool,
-    ) -> None:  # fmt: skip
-        """Turns one block by the compiled kernel where that is asked for and possible, else by torch's own."""
-        if self.compiled:
-            try:
-                self.compiled_turn = self.compiled_turn or torch.compile(turn_plain_rows, dynamic=True, fullgraph=True)
-                # numbers as a tensor, for a new one must not compile it anew
-                numbers = torch.tensor([rms_decay, ones], dtype=w.dtype)
-                rare = self.compiled_turn(w, u, norm, size, reach, numbers, center)
-            except Exception as error:  # whatever a compiler may raise
-                self.compiled, self.compiled_turn = False, None
-                warnings.warn(f"compiling the rotation failed, so the fast form goes on: {error!r:.200}", stacklevel=2)
-            else:
-                if rare.any():
-                    rows = rare.squeeze(1).nonzero().squeeze(1)
-                    some = [x[rows] for x in (w, u, u, norm, size, reach)]
-                    turn_block(*some, rms_decay=rms_decay, ones=ones, center=center)
-                    w[rows], size[rows] = some[0], some[4]
-                    u.zero_()
-                return
-        turn_block(w, u, self.memory(1, w), norm, size, reach, rms_decay=rms_decay, ones=ones, center=center)
+
+def begin(state: dict, group: dict[str, Any]) -> tuple[float, Float[Tensor, "O 1"]]:
+    """Counts a step in `size_ones`, and returns it with each row's reach: its angle times its length."""
+    ones = state["size_ones"] = group["rms_decay"] * state["size_ones"] + (1 - group["rms_decay"])
+    reach = state["norm"] * group["angle"]
+    return ones, reach.mul_(state["speed"]) if "speed" in state else reach
 
 
 def turn_block(
@@ -174,9 +192,8 @@ def turn_block(
     across = torch.addcmul(squared, dot, along, value=-1)
     whole = squared.add_(whole)
     rare = not bool((across >= 0.05 * whole).all())
-    if (
-        rare
-    ):  # nearly all of a row's u is along w, and the difference of two large numbers has few digits: project u itself
+    if rare:
+        # nearly all of a row's u is along w, and the difference of two large numbers has few digits: project u itself
         u.addcmul_(w, along, value=-1)
         along.zero_()
         across = torch.linalg.vector_norm(u, dim=1, keepdim=True).square_()
@@ -190,22 +207,3 @@ def turn_block(
     w.mul_(q.addcmul_(c, along)).addcmul_(u, c, value=-1)
     if rare:
         u.zero_()  # a NaN must not be met by the next tensor
-
-
-def turn_plain_rows(
-    w: Tensor, u: Tensor, norm: Tensor, size: Tensor, reach: Tensor, numbers: Tensor, center: bool
-) -> Tensor:
-    """What `turn_block` does, as a formula to compile, with `u` left alone; says which rows are rare, and leaves these."""
-    rms_decay, ones = numbers.unbind()
-    mean = u.mean(dim=1, keepdim=True) if center else torch.zeros_like(norm)
-    whole, w_squared = u.square().sum(dim=1, keepdim=True), w.square().sum(dim=1, keepdim=True)
-    dot = (u * w).sum(dim=1, keepdim=True)
-    along = dot / w_squared
-    across = whole - mean.square() * u.shape[1] - along.square() * w_squared
-    rare = ~(across >= 0.05 * whole)
-    across = usable(across, dot)
-    size.copy_(size.lerp(across, 1 - rms_decay).where(~rare, size))
-    c = (reach * (size / ones).rsqrt()).where(~rare & (across > 0), 0.0)
-    q = (norm * (w_squared + c * (c * across)).rsqrt()).where(c > 0, 1.0)
-    w.copy_(w * (q * (1 + c * along)) - (u - mean) * (q * c))
-    return rare

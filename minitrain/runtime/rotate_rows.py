@@ -10,6 +10,8 @@ import torch
 
 ROWS = """
 #include <ATen/cpu/vec/vec.h>
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 using Lanes = at::vec::Vectorized<real>;
@@ -22,7 +24,7 @@ extern "C" void kernel(real* weight, const real* given, real* m_rows, real* v_ro
     const real* reach, const double* numbers, int64_t rows, int64_t inputs, int64_t adam, int64_t center, int64_t threads)
 {
     const real rms_decay = numbers[0], rms_share = numbers[1], ones = numbers[2], eps = std::numeric_limits<real>::epsilon();
-    const Lanes m_share(numbers[3]), v_share(numbers[4]), m_ones(numbers[5]), v_root(numbers[6]), adam_eps(numbers[7]);
+    const Lanes m_share(numbers[3]), v_share(numbers[4]), m_scale(numbers[5]), v_scale(numbers[6]), adam_eps(numbers[7]);
     const real smallest = 1e8 * std::numeric_limits<real>::min(), largest = 1e-8 * std::numeric_limits<real>::max();
     #pragma omp parallel num_threads(threads)
     {
@@ -40,7 +42,7 @@ extern "C" void kernel(real* weight, const real* given, real* m_rows, real* v_ro
                     const Lanes m = m0 + m_share * (x - m0), v = v0 + v_share * (x * x - v0);
                     m.store(m_rows + start + i, n);
                     v.store(v_rows + start + i, n);
-                    x = m / m_ones / (v.sqrt() / v_root + adam_eps);
+                    x = m * m_scale / (v.sqrt() * v_scale + adam_eps);
                 }
                 x.store(u + i, n);
             }
