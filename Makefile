@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo test test-all lint docs docs-sources docs-zensical bench clean
+.PHONY: demo test test-all lint docs docs-sources docs-zensical browser bench clean
 
 demo: .venv/ready-base
 	$(BIN)/minitrain demo
@@ -15,7 +15,7 @@ test: .venv/ready-test
 	$(BIN)/python -m pytest
 
 test-all: .venv/ready-test
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "not browser"
 
 lint: .venv/ready-test
 	$(BIN)/ruff check .
@@ -36,6 +36,9 @@ docs-zensical: docs-sources  # the same pages, into the same site/, by the theme
 	if $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt $(ZENSICAL); \
 	then $(BIN)/zensical build --strict && $(BIN)/python docs/check.py; \
 	else echo "$(ZENSICAL) could not be installed, so the pages were not tried with it"; fi
+
+browser: docs .venv/ready-test .venv/ready-browser  # each page in a Chromium: light, dark, as wide as a phone
+	$(BIN)/python -m pytest -m browser -rs tests/browser
 
 bench: .venv/ready-base
 	$(BIN)/python benchmarks/step.py

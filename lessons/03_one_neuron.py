@@ -24,7 +24,7 @@ from minitrain.equilibrium import (
     sign_of_two_averages,
 )
 from minitrain.lab.claims import Claim
-from minitrain.lab.compare import Measure, Metrics, Runs, at, final, mean_late, ratio, series
+from minitrain.lab.compare import Measure, Metrics, Runs, at, final, mean_late, over_steps, ratio, series
 from minitrain.lab.course import Predict
 from minitrain.lab.plots import Theme, band, hollow, label
 
@@ -467,13 +467,13 @@ def draw_lengths(axes: Any, runs: Runs, theme: Theme, prediction: float | None) 
         "SGD": theme.orange,
     }
     for arm, color in colors.items():
-        found = [series(runs.metrics(arm, seed), "norm") for seed in runs.seeds]
-        steps = [step for step, _ in found[0]]
-        band(axes, steps, [[norm for _, norm in line] for line in found], color)
+        steps, lengths = over_steps(runs, arm, "norm")
+        band(axes, steps, lengths, color)
         settled = at("predicted_norm", 0)(runs.metrics(arm))
         axes.plot([0, steps[-1]], [settled] * 2, color=theme.ink, linestyle=(0, (5, 3)), linewidth=1, zorder=3)
         if arm == "AdamW, long at first":
-            label(axes, *found[0][len(steps) // 20], arm, color, xytext=(8, 4))
+            early = len(steps) // 20
+            label(axes, steps[early], lengths[0][early], arm, color, xytext=(8, 4))
         else:
             label(axes, 0.95 * steps[-1], settled, arm, color, xytext=(0, 8), ha="right")
     guess = (prediction or 0.0) * statistics.fmean(runs.values("AdamW", mean_late("norm")))

@@ -22,7 +22,7 @@ from minitrain.data.text import standard_library
 from minitrain.equilibrium import equilibrium, exponential
 from minitrain.gpt import GPT
 from minitrain.lab.claims import Claim
-from minitrain.lab.compare import Measure, Metrics, Runs, final, mean_late, ratio, series
+from minitrain.lab.compare import Measure, Metrics, Runs, final, mean_late, over_steps, ratio, series
 from minitrain.lab.course import Predict
 from minitrain.lab.plots import Theme, band, hollow, label
 from minitrain.lab.probes import Rotation, angle, predict, rms
@@ -483,11 +483,10 @@ def last_step(runs: Runs, arm: str) -> int:
 
 
 def draw_arm(axes: Any, runs: Runs, arm: str, key: str, color: str) -> tuple[float, float]:
-    """The band of an arm's seeds; returns where its line ends. A run that was resumed lacks the window of its stop."""
-    found = [dict(series(runs.metrics(arm, seed), key)) for seed in runs.seeds]
-    steps = [step for step in found[0] if all(step in line for line in found)]
-    band(axes, steps, [[line[step] for step in steps] for line in found], color)
-    return steps[-1], statistics.fmean(line[steps[-1]] for line in found)
+    """The band of an arm's seeds; returns where its line ends."""
+    steps, lines = over_steps(runs, arm, key)
+    band(axes, steps, lines, color)
+    return steps[-1], statistics.fmean(line[-1] for line in lines)
 
 
 if __name__ == "__main__":

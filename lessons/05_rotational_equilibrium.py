@@ -20,7 +20,7 @@ from minitrain.data.text import standard_library
 from minitrain.equilibrium import equilibrium, exponential
 from minitrain.gpt import GPT
 from minitrain.lab.claims import Claim
-from minitrain.lab.compare import Measure, Metrics, Runs, final, ratio, series
+from minitrain.lab.compare import Measure, Metrics, Runs, final, over_steps, ratio, series
 from minitrain.lab.course import Predict
 from minitrain.lab.noise import NoiseScale
 from minitrain.lab.plots import Theme, hollow, label
@@ -468,7 +468,7 @@ def draw(figure: Any, runs: Runs, theme: Theme, prediction: float | None) -> Non
     """Above: how far the neurons turn, by model and optimizer. Below: a rate that changes, and how long weights are."""
     above, below = figure.subfigures(2, 1, height_ratios=(4.6, 3.0))
     panels = above.subplots(2, 2, sharex=True, sharey="row").flat
-    predicted, _ = over_steps(runs, STANDARDIZED, "predicted")[-1][1]
+    predicted, _ = means(runs, STANDARDIZED, "predicted")[-1][1]
     for axes, (arm, (title, color)) in zip(panels, PANELS.items(), strict=True):
         draw_neurons(axes, runs, arm, "turned", getattr(theme, color))
         axes.axhline(predicted, color=theme.ink, linestyle="--", linewidth=1.2, zorder=3)
@@ -478,25 +478,25 @@ def draw(figure: Any, runs: Runs, theme: Theme, prediction: float | None) -> Non
         axes.set_ylabel("Radians per step")
     for axes in (panels[2], panels[3]):
         axes.set_xlabel("Steps")
-    label(panels[1], 0.4 * over_steps(runs, PLAIN, "turned")[-1][0], predicted, "Predicted", theme.ink, xytext=(0, 30))
+    label(panels[1], 0.4 * means(runs, PLAIN, "turned")[-1][0], predicted, "Predicted", theme.ink, xytext=(0, 30))
     if prediction is not None:
-        step, (slow, _, _) = over_steps(runs, STANDARDIZED, "turned")[-1]
+        step, (slow, _, _) = means(runs, STANDARDIZED, "turned")[-1]
         hollow(panels[0], step, slow * prediction, theme, "Your prediction", xytext=(-9, 0), ha="right")
     left, right = below.subplots(1, 2)
     draw_change(left, runs, theme)
     draw_sizes(right, runs, theme)
 
 
-def over_steps(runs: Runs, arm: str, key: str) -> list[tuple[int, list[float]]]:
-    """A list of numbers at each step that all seeds have, as their mean."""
-    found = [dict(series(runs.metrics(arm, seed), key)) for seed in runs.seeds]
-    steps = [step for step in found[0] if all(step in f for f in found)]
-    return [(step, [statistics.fmean(x) for x in zip(*(f[step] for f in found), strict=True)]) for step in steps]
+def means(runs: Runs, arm: str, key: str) -> list[tuple[int, list[float]]]:
+    """A list of numbers at each step, as the mean over the seeds."""
+    steps, lines = over_steps(runs, arm, key)
+    each = ([statistics.fmean(x) for x in zip(*of_seeds, strict=True)] for of_seeds in zip(*lines, strict=True))
+    return list(zip(steps, each, strict=True))
 
 
 def draw_neurons(axes: Any, runs: Runs, arm: str, key: str, color: str, since: int = 0) -> None:
     """The middle neuron as a line, and a band from the 5th to the 95th percentile."""
-    steps, values = zip(*[x for x in over_steps(runs, arm, key) if x[0] > since], strict=True)
+    steps, values = zip(*[x for x in means(runs, arm, key) if x[0] > since], strict=True)
     slow, middle, fast = zip(*values, strict=True)
     axes.fill_between(steps, slow, fast, color=color, alpha=0.25, linewidth=0)
     axes.plot(steps, middle, color=color, linewidth=1.8)
@@ -507,8 +507,8 @@ def draw_change(axes: Any, runs: Runs, theme: Theme) -> None:
     there, back = steps_of_change(runs)
     since = there - (back - there) // 2
     draw_neurons(axes, runs, CHANGED, "turned", theme.blue, since)
-    before, during, _ = (x[0] for _, x in over_steps(runs, CHANGED, "predicted")[-3:])
-    end = over_steps(runs, CHANGED, "turned")[-1][0]
+    before, during, _ = (x[0] for _, x in means(runs, CHANGED, "predicted")[-3:])
+    end = means(runs, CHANGED, "turned")[-1][0]
     axes.plot([since, there, there, back, back, end], [before, before, during, during, before, before],
               color=theme.ink, linestyle="--", linewidth=1.2)  # fmt: skip
     axes.set(title="Rate x 4 and back", xlabel="Steps", ylabel="Radians per step", ylim=(0, None))
@@ -518,7 +518,7 @@ def draw_sizes(axes: Any, runs: Runs, theme: Theme) -> None:
     """How long the neurons' weights are."""
     for arm in (STANDARDIZED, PLAIN):
         draw_neurons(axes, runs, arm, "size", getattr(theme, PANELS[arm][1]))
-    dashed = over_steps(runs, STANDARDIZED, "predicted")[-1][1][1]
+    dashed = means(runs, STANDARDIZED, "predicted")[-1][1][1]
     axes.axhline(dashed, color=theme.ink, linestyle="--", linewidth=1.2, zorder=3)
     axes.set(title="Size of w", xlabel="Steps", ylim=(0, None))
 

@@ -20,7 +20,7 @@ from minitrain.cli import lesson_main
 from minitrain.data.text import standard_library
 from minitrain.gpt import GPT, nanogpt_style
 from minitrain.lab.claims import Claim
-from minitrain.lab.compare import Measure, Metrics, Runs, at, final, series
+from minitrain.lab.compare import Measure, Metrics, Runs, at, final, over_steps, series
 from minitrain.lab.course import Predict
 from minitrain.lab.plots import Theme, band, hollow, label, u_curve
 from minitrain.lab.probes import Rotation, angle, predict, rms
@@ -410,10 +410,9 @@ def draw(figure: Any, runs: Runs, theme: Theme, prediction: float | None) -> Non
 def draw_angles(axes: Any, runs: Runs, theme: Theme, prediction: float | None) -> None:
     """Both optimizers without warmup, at one learning rate, and dashed the angle that is set."""
     for arm, color, words, up in ((ADAMW, theme.red, "AdamW", 9), (TURNING, theme.blue, "Rotational", -15)):
-        found = [series(runs.metrics(arm, seed, RATE), "turned") for seed in runs.seeds]
-        steps = [step for step, _ in found[0]]
-        band(axes, steps, [[value for _, value in line] for line in found], color)
-        label(axes, *found[0][3], words, color, xytext=(4, up))
+        steps, angles = over_steps(runs, arm, "turned", RATE)
+        band(axes, steps, angles, color)
+        label(axes, steps[3], angles[0][3], words, color, xytext=(4, up))
     line = series(runs.metrics(TURNING, lr=RATE), "set")
     axes.plot(*zip(*line, strict=True), color=theme.ink, linestyle="--", linewidth=1.2)
     label(axes, *line[0], "The angle that is set", theme.ink, xytext=(0, 9))

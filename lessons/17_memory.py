@@ -21,7 +21,7 @@ from minitrain.cli import lesson_main
 from minitrain.data.text import standard_library
 from minitrain.gpt import GPT, nanogpt_style
 from minitrain.lab.claims import Claim
-from minitrain.lab.compare import Metrics, Runs, difference, final, mean_late, ratio, series
+from minitrain.lab.compare import Metrics, Runs, difference, final, mean_late, over_steps, ratio, series
 from minitrain.lab.course import Predict
 from minitrain.lab.plan import GB, Plan, plan
 from minitrain.lab.plots import Theme, band, hollow, label
@@ -669,10 +669,9 @@ def draw_gpt2(axes: Any, runs: Runs, theme: Theme, prediction: float | None) -> 
     axes.legend(loc="lower right", fontsize=10, handlelength=1, borderpad=0)
     if prediction is not None:
         where = final("total")(runs.metrics("GPT-2: classic")) / GB / prediction
-        page = "white" if theme.name == "light" else "#1e2129"
-        axes.plot(where, 1, marker="o", markersize=13, color=page, zorder=4)
+        axes.plot(where, 1, marker="o", markersize=13, color=theme.page, zorder=4)
         beside: Any = {"xytext": (-10, 0), "ha": "right"} if where > 7 else {}
-        beside["bbox"] = {"facecolor": page, "edgecolor": "none", "pad": 1.5}
+        beside["bbox"] = {"facecolor": theme.page, "edgecolor": "none", "pad": 1.5}
         hollow(axes, where, 1, theme, "your prediction", fontsize=10, **beside)
 
 
@@ -698,17 +697,16 @@ def draw_training(both: Any, runs: Runs, theme: Theme) -> None:
     }
     for axes, rate, title in zip(both, ("", ", small steps"), ("Usual steps", "Steps a tenth as large"), strict=True):
         for name, (color, style, width) in lines.items():
-            found = [series(runs.metrics(f"{name}{rate}", seed), "loss") for seed in runs.seeds]
-            steps = [step for step, _ in found[0]]
-            band(axes, steps, [[x for _, x in line] for line in found], color, linestyle=style, linewidth=width)
+            steps, losses = over_steps(runs, f"{name}{rate}", "loss")
+            band(axes, steps, losses, color, linestyle=style, linewidth=width)
         axes.set(title=title, xlabel="Steps", xlim=(0, steps[-1] * 1.03), ylim=(None, 4.2))
     both[0].set_ylabel("Training loss, nats")
     words = {"broken: 0 bits": ("0 bits", 12), "16 bits": ("16 bits, 8 (dotted),\n0 stochastic (green)", -26)}
     for name, (text, above) in words.items():
-        losses = [series(runs.metrics(f"{name}, small steps", seed), "loss") for seed in runs.seeds]
-        place = 3 * len(losses[0]) // 4
-        step, height = losses[0][place][0], statistics.fmean(line[place][1] for line in losses)
-        label(both[1], step, height, text, lines[name][0], xytext=(0, above), ha="center", fontsize=10)
+        steps, losses = over_steps(runs, f"{name}, small steps", "loss")
+        place = 3 * len(steps) // 4
+        height = statistics.fmean(line[place] for line in losses)
+        label(both[1], steps[place], height, text, lines[name][0], xytext=(0, above), ha="center", fontsize=10)
 
 
 if __name__ == "__main__":

@@ -2,27 +2,30 @@
 
 import copy
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
+from io import BytesIO
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import minitrain
 from minitrain.data.text import Text
 from minitrain.gpt import GPT, MLP
-from minitrain.optim import AdamW, ClipGradNorm
+from minitrain.optim import SGD, Adam, AdamW, ClipGradNorm, Lion, Optimizer
 from minitrain.recipe import Recipe
+from minitrain.runtime.checkpoint import load_checkpoint
 from minitrain.runtime.chunked_loss import chunked_cross_entropy
 from minitrain.schedules import warmup_stable_decay
 from minitrain.train import Run, build, train
@@ -141,15 +144,97 @@ def train_in(folder: Path, recipe: Recipe = BASE, **options: Any) -> Run:
     return train_small(recipe, folder=folder, **options)
 
 
+def bits_of(x: Tensor) -> Tensor:
+    """The patterns of its numbers as integers, which tell -0.0 from 0.0."""
+    return x.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
+
+
 def same(a: Any, b: Any) -> bool:
-    """Bit for bit the same, all the way down; NaN is equal to NaN."""
+    """Bit for bit the same, all the way down; a NaN is equal to one with the same bits."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.nan_to_num(7e7), b.nan_to_num(7e7))
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(bits_of(a), bits_of(b))
     return type(a) is type(b) and a == b
+
+
+def through_a_file(state: Any) -> Any:
+    """As it comes back from a file that can hold no code."""
+    file = BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def assert_resumes_bitwise(folder: Path, recipe: Recipe, elsewhere: tuple[str, str] | None = None) -> Run:
+    """Stopped after step 7 and resumed it ends as the uninterrupted run, which is returned.
+
+    `elsewhere`, a module and the recipe's name in it, resumes in a process of its own.
+    """
+    whole, stopped = folder / "whole", folder / "stopped"
+    run = train_in(whole, recipe)
+    assert not train_in(stopped, recipe, probes=[stop_at(7)]).finished
+    if elsewhere:
+        in_own_process(f"resume{(str(stopped), *elsewhere)}")
+    else:
+        train_in(stopped, recipe, resume=True)
+    assert same(load_checkpoint(stopped), load_checkpoint(whole))
+    return run
+
+
+# --- what tests of numbers share --------------------------------------------------------------------------------------
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The same numbers every time."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def seeded(build: Callable[[], Any]) -> Any:
+    """The same module every time; a head that it has is not zero, so that gradients reach every weight."""
+    torch.manual_seed(0)
+    model = build()
+    if hasattr(model, "head"):
+        nn.init.normal_(model.head.weight, std=0.1)
+    return model
+
+
+FOUR: dict[str, Callable[..., Optimizer]] = {
+    "sgd": partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adam": partial(Adam, lr=0.1, weight_decay=0.1),
+    "adamw": partial(AdamW, lr=0.1, weight_decay=0.1),
+    "lion": partial(Lion, lr=0.1, weight_decay=0.1),
+}
+four = pytest.mark.parametrize("make", FOUR.values(), ids=FOUR)
+
+
+def readable(optimizer: Optimizer) -> Optimizer:
+    """Has an optimizer take its readable form, whatever faster form it has."""
+    optimizer.update = partial(Optimizer.update, optimizer)
+    return optimizer
+
+
+def fused(optimizer: Optimizer) -> Optimizer:
+    """As it is: with the kernel that AdamW takes where it can."""
+    return optimizer
+
+
+def every_pair(*choices: Iterable[Any]) -> list[tuple]:
+    """So few combinations, one value of each of `choices`, that any two values of different choices still meet.
+
+    A fault that takes three values at once may be missed: a product of all choices is for where one is to be feared.
+    """
+    values = [list(choice) for choice in choices]
+    places = list(product(*(range(len(choice)) for choice in values)))
+    pairs = {at: set(combinations(enumerate(at), 2)) for at in places}
+    left, found = set().union(*pairs.values()), []
+    while left:
+        best = max(places, key=lambda at: len(pairs[at] & left))
+        left -= pairs[best]
+        found.append(tuple(choice[i] for choice, i in zip(values, best, strict=True)))
+    return found
 
 
 # --- what needs a process of its own ----------------------------------------------------------------------------------
@@ -196,6 +281,12 @@ def compile_and_chunk() -> None:
     torch.compile = partial(compiler, backend=counting)
     chunked = train_small(replace(BASE, loss=partial(chunked_cross_entropy, chunk=24)), compile=True)
     print(float((chunked.losses - train_small(BASE).losses).abs().max()), graphs, calls)
+
+
+def resume(folder: str, module: str, recipe: str) -> None:
+    """To the end, with a recipe by its name, which a command can hold."""
+    torch.set_num_threads(1)
+    train_in(Path(folder), getattr(import_module(module), recipe), resume=True)
 
 
 # --- being killed: forks of that process, which need not import torch again ------------------------------------------
@@ -286,19 +377,3 @@ def kill_once_at_each_operation(folder: str, variant: str) -> None:
         killed(fork(partial(start_or_resume, Path(folder, str(operation)), VARIANTS[variant])))
         operation += 1
     print(operation - 1)
-
-
-def kill_at_random_times(folder: str, variant: str, steps: int, seed: int, kills: int) -> None:
-    """One history: up to `kills` kills after random delays, then on to the end. Prints how many of them struck."""
-    import_everything()
-    chance, recipe = random.Random(seed), long(VARIANTS[variant], steps)
-    begin = time.perf_counter()
-    killed(fork(partial(start_or_resume, Path(folder, "timed"), recipe)))
-    seconds, struck = time.perf_counter() - begin, 0
-    for _ in range(kills):
-        child = fork(partial(start_or_resume, Path(folder, "killed"), recipe))
-        time.sleep(chance.uniform(0, 0.2 * seconds))  # so short that several strike before the end
-        os.kill(child, signal.SIGKILL)
-        struck += killed(child)
-    killed(fork(partial(start_or_resume, Path(folder, "killed"), recipe)))
-    print(struck)

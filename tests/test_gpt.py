@@ -2,12 +2,11 @@
 
 import math
 from functools import partial
-from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small import assert_one_sentence
+from small import assert_one_sentence, every_pair
 from torch import Tensor, nn
 
 from minitrain.gpt import (
@@ -20,7 +19,6 @@ from minitrain.gpt import (
     Rotary,
     SwiGLU,
     nanogpt_style,
-    relu_squared,
     textbook_attention,
 )
 from minitrain.runtime.attention import LONGEST_MATERIALIZED, batched_matmul_attention, causal_attention
@@ -46,7 +44,7 @@ VARIANTS = {
         "learned_positions": POSITIONS[names[3]],
         "tied": HEADS[names[4]],
     }
-    for names in product(NORMS, QK_NORMS, MLPS, POSITIONS, HEADS)
+    for names in every_pair(NORMS, QK_NORMS, MLPS, POSITIONS, HEADS)
 }
 every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
@@ -107,13 +105,13 @@ def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("length", [1, 2, 7, 33])
 @pytest.mark.parametrize("attend", OURS)
-def test_attention_and_its_gradients_equal_torchs(attend, length: int, dtype: torch.dtype):
-    inputs = queries_keys_values(length, dtype)
-    ours, reference = output_and_gradients(attend, inputs), output_and_gradients(torch_attention, inputs)
-    assert [x.dtype for x in ours] == [dtype] * 4
-    assert largest_difference(ours, reference) < TOLERANCE[dtype]
+def test_attention_and_its_gradients_equal_torchs(attend, dtype: torch.dtype):
+    for length in (1, 2, 7, 33):
+        inputs = queries_keys_values(length, dtype)
+        ours, reference = output_and_gradients(attend, inputs), output_and_gradients(torch_attention, inputs)
+        assert [x.dtype for x in ours] == [dtype] * 4
+        assert largest_difference(ours, reference) < TOLERANCE[dtype], length
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -155,17 +153,13 @@ def influence(model: GPT) -> Tensor:
 
 
 @every_variant
-def test_a_token_changes_no_logits_before_it(variant: dict):
+def test_a_token_changes_no_logits_before_it_and_a_shorter_input_gets_the_same(variant: dict):
+    model, tokens = small_gpt(**variant), some_tokens()
     with torch.no_grad():
-        moved = influence(small_gpt(**variant))
+        moved = influence(model)
     before = torch.ones(CONTEXT, CONTEXT).tril(-1).bool()
     assert (moved[before] == 0).all()
     assert (moved[~before] > 0).all()
-
-
-@every_variant
-def test_a_shorter_input_gets_the_same_logits(variant: dict):
-    model, tokens = small_gpt(**variant), some_tokens()
     torch.testing.assert_close(model(tokens[:, :4]), model(tokens)[:, :4], atol=1e-4, rtol=1e-4)
 
 
@@ -221,22 +215,7 @@ def test_rotary_products_depend_on_the_distance():
     products = turned_dot_products(Rotary(8, 32))
     assert spread_along_diagonals(products) < 1e-4
     assert products[0].std() > 0.1
-
-
-def test_rotary_with_a_wrong_sign_depends_on_more_than_the_distance():
     assert spread_along_diagonals(turned_dot_products(RotaryWithWrongSign(8, 32))) > 0.1
-
-
-def test_rotary_keeps_norms():
-    x = torch.randn(2, 3, 32, 8, dtype=torch.float64)
-    torch.testing.assert_close(Rotary(8, 32)(x).norm(dim=-1), x.norm(dim=-1), atol=1e-5, rtol=1e-5)
-
-
-def test_rotary_leaves_position_zero_alone():
-    x = torch.randn(2, 3, 5, 8)
-    y = Rotary(8, 32)(x)
-    assert torch.equal(y[..., 0, :], x[..., 0, :])
-    assert not torch.isclose(y[..., 1, :], x[..., 1, :]).all(-1).any()
 
 
 def test_rotary_is_a_complex_factor_on_each_pair():
@@ -247,12 +226,9 @@ def test_rotary_is_a_complex_factor_on_each_pair():
     torch.testing.assert_close(Rotary(8, 32)(x), torch.cat((pairs.real, pairs.imag), -1), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_rotary_keeps_the_precision_it_is_given(dtype: torch.dtype):
-    assert Rotary(8, 32)(torch.randn(1, 1, 4, 8, dtype=dtype)).dtype == dtype
-
-
-def test_rotary_adds_nothing_to_what_is_saved():
+def test_rotary_keeps_the_precision_it_is_given_and_adds_nothing_to_what_is_saved():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        assert Rotary(8, 32)(torch.randn(1, 1, 4, 8, dtype=dtype)).dtype == dtype
     assert not Rotary(8, 32).state_dict()
 
 
@@ -286,22 +262,18 @@ def test_mlp_is_two_matrices_around_relu_squared():
     assert mlp.up.weight.shape == (24, 6)
 
 
-def test_relu_squared():
-    assert relu_squared(torch.tensor([-2.0, 0.0, 3.0])).tolist() == [0.0, 0.0, 9.0]
-
-
 def test_swiglu_is_a_gated_product():
     mlp, x = SwiGLU(6), torch.randn(2, 3, 6)
     gate, up = x @ mlp.gate.weight.T, x @ mlp.up.weight.T
     torch.testing.assert_close(mlp(x), (gate * gate.sigmoid() * up) @ mlp.out.weight.T)
 
 
-@pytest.mark.parametrize("width", [16, 32, 96, 128, 250, 384, 768])
-def test_swiglu_has_about_as_many_parameters_as_the_mlp(width: int):
-    with torch.device("meta"):
-        gated, plain = SwiGLU(width), MLP(width)
-    assert gated.up.out_features % 8 == 0
-    assert 1 <= count_parameters(gated) / count_parameters(plain) <= 1 + 3 / width
+def test_swiglu_has_about_as_many_parameters_as_the_mlp():
+    for width in (16, 32, 96, 128, 250, 384, 768):
+        with torch.device("meta"):
+            gated, plain = SwiGLU(width), MLP(width)
+        assert gated.up.out_features % 8 == 0
+        assert 1 <= count_parameters(gated) / count_parameters(plain) <= 1 + 3 / width
 
 
 def test_a_block_adds_two_answers_to_the_stream():
@@ -312,13 +284,9 @@ def test_a_block_adds_two_answers_to_the_stream():
 
 
 @every_variant
-def test_no_module_has_a_bias(variant: dict):
-    assert not [name for name, _ in small_gpt(**variant).named_parameters() if "bias" in name]
-
-
-@every_variant
-def test_features_through_the_head_are_the_logits(variant: dict):
+def test_features_through_the_head_are_the_logits_and_nothing_has_a_bias(variant: dict):
     model, tokens = small_gpt(**variant), some_tokens()
+    assert not [name for name, _ in model.named_parameters() if "bias" in name]
     features = model.features(tokens)
     assert features.shape == (3, CONTEXT, 16)
     assert torch.equal(model.head(features), model(tokens))
@@ -343,7 +311,7 @@ def test_tied_head_is_the_embedding():
 # --- the start --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vocab_size", [1, 5, 256, 1000])
+@pytest.mark.parametrize("vocab_size", [1, 256])
 def test_untied_model_starts_as_a_uniform_guess(vocab_size: int):
     model = GPT(vocab_size, depth=1)
     tokens = torch.randint(vocab_size, (2, 9))
@@ -353,7 +321,7 @@ def test_untied_model_starts_as_a_uniform_guess(vocab_size: int):
     assert F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).item() == pytest.approx(math.log(vocab_size))
 
 
-@pytest.mark.parametrize("vocab_size", [2, 5, 1000])
+@pytest.mark.parametrize("vocab_size", [2, 1000])
 def test_tied_model_starts_near_a_uniform_guess(vocab_size: int):
     model = nanogpt_style(vocab_size, depth=1)
     tokens = torch.randint(vocab_size, (2, 9))
@@ -404,14 +372,10 @@ def test_gradients_reach_every_parameter_once_the_head_has_moved(variant: dict):
     [
         ({}, 4, 128, 4),
         ({"depth": 1}, 1, 32, 1),
-        ({"depth": 6}, 6, 192, 6),
-        ({"depth": 11}, 11, 352, 11),
         ({"depth": 13}, 13, 416, 13),
         ({"width": 16}, 1, 16, 1),
-        ({"width": 64}, 2, 64, 2),
         ({"width": 384}, 12, 384, 12),
         ({"depth": 2, "width": 256}, 2, 256, 8),
-        ({"depth": 12, "width": 768}, 12, 768, 24),
         ({"depth": 2, "heads": 8}, 2, 64, 8),
     ],
     ids=str,
@@ -423,11 +387,6 @@ def test_sizes_follow_from_what_is_given(given: dict, depth: int, width: int, he
     assert model.embedding.weight.shape == (256, width)
     assert {block.attention.heads for block in model.blocks} == {heads}
     assert model.blocks[0].attention.positions.cos.shape == (128, width // heads // 2)
-
-
-def test_nanogpt_style_has_the_size_of_nanogpts_cpu_configuration():
-    model = nanogpt_style(depth=4, width=128)
-    assert count_parameters(model) == pytest.approx(0.8e6, rel=0.05)
 
 
 def test_nanogpt_style_has_the_parts_of_gpt2():
@@ -447,6 +406,7 @@ def test_nanogpt_style_at_gpt2s_sizes_has_gpt2s_parameters():
         model = nanogpt_style(vocab_size=50304, depth=12, width=768, context=1024)
     tables, matrices, gains = (50304 + 1024) * 768, 12 * 12 * 768**2, 25 * 768
     assert count_parameters(model) == tables + matrices + gains == pytest.approx(124e6, rel=0.005)
+    assert count_parameters(nanogpt_style(depth=4, width=128)) == pytest.approx(0.8e6, rel=0.05)  # nanoGPT on a CPU
 
 
 @pytest.mark.parametrize(
@@ -454,15 +414,11 @@ def test_nanogpt_style_at_gpt2s_sizes_has_gpt2s_parameters():
     [
         ({"vocab_size": 0}, ["vocab_size", 0]),
         ({"depth": 0}, ["depth", 0]),
-        ({"depth": -3}, ["depth", -3]),
-        ({"width": 0}, ["width", 0]),
         ({"depth": 2, "width": -32}, ["width", -32]),
         ({"heads": 0}, ["heads", 0]),
-        ({"heads": -4}, ["heads", -4]),
         ({"context": 0}, ["context", 0]),
         ({"depth": 2, "heads": 3}, ["width 64", "3 heads"]),
         ({"width": 30, "heads": 2}, ["width 30", "2 heads", "even"]),
-        ({"width": 33}, ["width 33", "even"]),
         ({"width": 8, "heads": 16}, ["width 8", "16 heads"]),
         ({"width": 30, "heads": 2, "learned_positions": True}, ["width 30"]),
     ],
@@ -510,21 +466,11 @@ def greedy_by_hand(model: GPT, tokens: Tensor, count: int) -> Tensor:
     return tokens
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_temperature_zero_takes_the_likeliest_token(rows: int):
-    model, prompt = small_gpt(), some_tokens(rows, 4)
-    assert torch.equal(model.generate(prompt, 12, temperature=0.0), greedy_by_hand(model, prompt, 12))
-
-
-def test_top_1_is_greedy_at_any_temperature():
-    model, prompt = small_gpt(), some_tokens(3, 4)
-    assert torch.equal(model.generate(prompt, 12, temperature=5.0, top_k=1), greedy_by_hand(model, prompt, 12))
-
-
-@pytest.mark.parametrize("temperature", [1e-10, 1e-40])
-def test_a_temperature_near_zero_is_greedy(temperature: float):
-    model, prompt = small_gpt(), some_tokens(3, 4)
-    assert torch.equal(model.generate(prompt, 12, temperature=temperature), greedy_by_hand(model, prompt, 12))
+@pytest.mark.parametrize(("temperature", "top_k"), [(0.0, None), (1e-10, None), (1e-40, None), (5.0, 1)])
+def test_at_temperature_zero_or_near_it_or_of_one_candidate_the_likeliest_token_is_taken(temperature, top_k):
+    model = small_gpt()
+    for prompt in (some_tokens(1, 4), some_tokens(3, 4)):
+        assert torch.equal(model.generate(prompt, 12, temperature, top_k), greedy_by_hand(model, prompt, 12))
 
 
 def test_the_same_seed_draws_the_same_tokens():
@@ -552,10 +498,10 @@ def test_tokens_are_drawn_from_the_softmax_at_the_temperature(temperature: float
     assert ((share - expected).abs() < 4 * (expected * (1 - expected) / draws).sqrt()).all()
 
 
-@pytest.mark.parametrize(("top_k", "seen"), [(1, {2}), (2, {1, 2}), (3, {0, 1, 2}), (4, {0, 1, 2, 3})])
-def test_only_the_best_k_tokens_are_drawn(top_k: int, seen: set[int]):
-    tokens = FixedLogits([0.0, 0.1, 0.2, -0.1]).generate(PROMPT, 100, top_k=top_k, generator=seed(0))
-    assert set(tokens[0, 3:].tolist()) == seen
+def test_only_the_best_k_tokens_are_drawn():
+    for top_k, seen in ((1, {2}), (2, {1, 2}), (3, {0, 1, 2}), (4, {0, 1, 2, 3})):
+        tokens = FixedLogits([0.0, 0.1, 0.2, -0.1]).generate(PROMPT, 100, top_k=top_k, generator=seed(0))
+        assert set(tokens[0, 3:].tolist()) == seen
 
 
 def test_top_k_draws_no_more_than_k_tokens_when_logits_tie():

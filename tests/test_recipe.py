@@ -1,33 +1,23 @@
 """A recipe is a value: its text, its differences, what it refuses; and every parameter has exactly one owner."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
-from small import assert_one_sentence
+from small import assert_one_sentence, every_pair, in_own_process
 from torch import Tensor, nn
 
 from minitrain.cli.commands import table_of_groups
 from minitrain.data.text import Text, standard_library
 from minitrain.gpt import GPT, MLP, LayerNorm, RMSNormWithoutGain, SwiGLU, nanogpt_style, relu_squared
 from minitrain.optim import AdamW
-from minitrain.recipe import (
-    Recipe,
-    by_kind,
-    check_ownership,
-    cross_entropy,
-    describe,
-    difference,
-)
+from minitrain.recipe import Recipe, by_kind, check_ownership, cross_entropy, describe, difference
 from minitrain.schedules import warmup_stable_decay
 
 BASE = Recipe(
@@ -101,9 +91,6 @@ def test_the_text_names_every_value():
         "precision": "'fp32'",
         "seed": "0",
     }
-
-
-def test_a_printed_recipe_has_one_line_for_each_value():
     assert str(BASE).splitlines() == [f"{path}: {text}" for path, text in describe(BASE).items()]
 
 
@@ -157,19 +144,12 @@ def test_changing_one_field_is_exactly_that_difference(name: str):
     assert difference(changed, BASE) == {path: (new, old) for path, (old, new) in expected.items()}
 
 
-def test_an_argument_deep_inside_is_named_by_its_path():
-    changed = replace(BASE, build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=F.gelu)))
-    assert difference(BASE, changed) == {
-        "build_model.mlp.activation": ("minitrain.gpt.relu_squared", "torch._C._nn.gelu")
-    }
-
-
-def test_a_recipe_written_again_does_not_differ():
-    again = replace(
-        BASE,
-        build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=relu_squared)),
-        schedules={("*", "lr"): partial(warmup_stable_decay, steps=10)},
+def test_an_argument_deep_inside_is_named_by_its_path_and_one_written_again_does_not_differ():
+    other, again = (
+        replace(BASE, build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=f))) for f in (F.gelu, relu_squared)
     )
+    path = "build_model.mlp.activation"
+    assert difference(BASE, other) == {path: ("minitrain.gpt.relu_squared", "torch._C._nn.gelu")}
     assert difference(BASE, again) == {}
 
 
@@ -184,25 +164,12 @@ def test_an_empty_argument_differs_from_none_at_all():
     assert difference(replace(BASE, param_groups=options), given)
 
 
+def print_base() -> None:
+    print(BASE)
+
+
 def test_the_text_is_the_same_in_another_process():
-    program = f"""
-from functools import partial
-from minitrain.data.text import standard_library
-from minitrain.gpt import *
-from minitrain.optim import AdamW
-from minitrain.recipe import Recipe
-from minitrain.schedules import warmup_stable_decay
-print(Recipe(
-    build_model=partial(GPT, depth=1, mlp=partial(MLP, activation=relu_squared)),
-    data=partial(standard_library, context=8),
-    steps={BASE.steps},
-    batch_size={BASE.batch_size},
-    make_optimizer=partial(AdamW, lr=1e-3, betas=(0.9, 0.95)),
-    schedules={{("*", "lr"): partial(warmup_stable_decay, steps=10)}},
-))
-"""
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert printed.splitlines() == str(BASE).splitlines()
+    assert in_own_process("print_base()", module=__name__).splitlines() == str(BASE).splitlines()
 
 
 # --- what a recipe refuses --------------------------------------------------------------------------------------------
@@ -234,65 +201,44 @@ def assert_refused(path: str, nameless: Any) -> None:
 
 @pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("path", PLACES)
-@pytest.mark.parametrize("nameless", [lambda *_: None, local_function(), Hook()], ids=["lambda", "local", "object"])
-def test_what_has_no_stable_name_is_refused_by_its_path(path: str, nameless: Any):
-    assert_refused(path, nameless)
+def test_what_has_no_stable_name_is_refused_by_its_path(path: str):
+    for nameless in (lambda *_: None, local_function(), Hook()):
+        assert_refused(path, nameless)
 
 
 @pytest.mark.usefixtures("without_type_checks")
-@pytest.mark.parametrize("method", [Hook(0.5).method, [1, 2].count])
-def test_a_method_bound_to_an_object_is_refused(method: Callable):
-    """Its name says nothing of the object it works on."""
-    assert_refused("build_model", method)
-
-
-def test_a_method_without_a_module_is_refused():
+def test_a_method_bound_to_an_object_or_without_a_module_is_refused():
+    """The name of a bound one says nothing of the object it works on."""
+    for method in (Hook(0.5).method, [1, 2].count):
+        assert_refused("build_model", method)
     assert_refused("build_model.mlp.activation", torch.Tensor.relu)
 
 
-@pytest.mark.parametrize("named", [F.gelu, F.silu, torch.tanh, torch.relu, MLP, nn.GELU, Hook.method, abs])
-def test_what_has_a_name_is_accepted(named: Any):
-    assert describe(named, "it")["it"].endswith(f".{named.__qualname__}")
+def test_what_has_a_name_is_accepted():
+    for named in (F.gelu, F.silu, torch.tanh, torch.relu, MLP, nn.GELU, Hook.method, abs):
+        assert describe(named, "it")["it"].endswith(f".{named.__qualname__}")
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "micro_batch_size"])
-@pytest.mark.parametrize("value", [0, -1, 8.0, 0.5, True, "8", float("nan")], ids=repr)
+NO_SIZES = [0, -1, 8.0, 0.5, True, "8", float("nan")]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("steps", [*NO_SIZES, None], "must be a whole number of at least 1"),
+        ("batch_size", [*NO_SIZES, None], "must be a whole number of at least 1"),
+        ("micro_batch_size", NO_SIZES, "must be a whole number of at least 1"),
+        ("micro_batch_size", [3, 48, 128], "must divide"),
+        ("seed", [-1, 1.0, True, "0", None], "must be a whole number"),
+        ("precision", ["fp16", "BF16", "", None], "must be 'fp32' or 'bf16'"),
+    ],
+)
 @pytest.mark.usefixtures("without_type_checks")
-def test_sizes_must_be_whole_numbers_of_at_least_1(name: str, value: Any):
-    with pytest.raises(ValueError, match="whole number") as caught:
-        replace(BASE, **{name: value})
-    assert_one_sentence(caught.value, name, repr(value))
-
-
-@pytest.mark.parametrize("name", ["steps", "batch_size"])
-@pytest.mark.usefixtures("without_type_checks")
-def test_only_the_micro_batch_may_be_left_out(name: str):
-    assert replace(BASE, micro_batch_size=None).micro_batch_size is None
-    with pytest.raises(ValueError, match=f"{name} must be a whole number"):
-        replace(BASE, **{name: None})
-
-
-@pytest.mark.parametrize("micro", [3, 48, 128])
-def test_a_micro_batch_must_divide_the_batch(micro: int):
-    with pytest.raises(ValueError, match="must divide") as caught:
-        replace(BASE, micro_batch_size=micro)
-    assert_one_sentence(caught.value, f"micro_batch_size {micro}", "batch_size 64")
-
-
-@pytest.mark.parametrize("seed", [-1, 1.0, True, "0", None], ids=repr)
-@pytest.mark.usefixtures("without_type_checks")
-def test_a_seed_must_be_a_whole_number(seed: Any):
-    with pytest.raises(ValueError, match="seed must be a whole number") as caught:
-        replace(BASE, seed=seed)
-    assert_one_sentence(caught.value, repr(seed))
-
-
-@pytest.mark.parametrize("precision", ["fp16", "BF16", "", None])
-@pytest.mark.usefixtures("without_type_checks")
-def test_an_unknown_precision_is_refused(precision: Any):
-    with pytest.raises(ValueError, match="precision must be 'fp32' or 'bf16'") as caught:
-        replace(BASE, precision=precision)
-    assert_one_sentence(caught.value, repr(precision))
+def test_a_value_that_cannot_be_is_refused_by_name(name: str, values: list, words: str):
+    for value in values:
+        with pytest.raises(ValueError, match=words) as caught:
+            replace(BASE, **{name: value})
+        assert_one_sentence(caught.value, name, repr(value))
 
 
 def test_a_recipe_is_frozen():
@@ -324,12 +270,12 @@ def names_in(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, list[s
     return {group["name"]: [names[p] for p in group["params"]] for group in groups}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize(
-    ("norm", "qk_norm", "mlp"),
-    list(product([nn.RMSNorm, LayerNorm], [RMSNormWithoutGain, LayerNorm, nn.Identity], [MLP, SwiGLU])),
+GPTS = every_pair(
+    [nn.RMSNorm, LayerNorm], [RMSNormWithoutGain, LayerNorm, nn.Identity], [MLP, SwiGLU], [False, True], [False, True]
 )
+
+
+@pytest.mark.parametrize(("norm", "qk_norm", "mlp", "learned", "tied"), GPTS)
 def test_every_parameter_of_every_gpt_is_in_the_group_of_its_kind(norm, qk_norm, mlp, learned: bool, tied: bool):
     model = GPT(16, depth=2, width=16, norm=norm, qk_norm=qk_norm, mlp=mlp, learned_positions=learned, tied=tied)
     groups = by_kind(model)
@@ -403,54 +349,33 @@ def two_layers() -> tuple[nn.Module, list[dict[str, Any]]]:
     return model, [{"name": "a", "params": [model[0].weight]}, {"name": "b", "params": [model[1].weight]}]
 
 
-def test_a_parameter_without_a_group_is_named():
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda model, groups: groups.pop(), ["1.weight", "no group", "exactly one group"]),
+        (lambda model, groups: groups[1]["params"].append(model[0].weight), ["0.weight", "a and b"]),
+        (lambda model, groups: groups[1]["params"].append(model[1].weight), ["1.weight", "b and b"]),
+        (
+            lambda model, groups: groups[1]["params"].append(nn.Parameter(torch.zeros(3))),
+            ["group b", "not a parameter"],
+        ),
+        (lambda model, groups: groups.append({"params": groups[0]["params"]}), ["a and group 2"]),
+    ],
+    ids=["no group", "two groups", "twice in one", "foreign", "without a name"],
+)
+def test_what_is_not_owned_once_is_named_with_its_groups(change: Callable, words: list[str]):
     model, groups = two_layers()
-    with pytest.raises(ValueError, match="exactly one group") as caught:
-        check_ownership(model, groups[:1])
-    assert_one_sentence(caught.value, "1.weight", "no group")
-
-
-def test_a_parameter_in_two_groups_is_named_with_both():
-    model, groups = two_layers()
-    groups[1]["params"].append(model[0].weight)
-    with pytest.raises(ValueError, match="exactly one group") as caught:
+    change(model, groups)
+    with pytest.raises(ValueError, match="group") as caught:
         check_ownership(model, groups)
-    assert_one_sentence(caught.value, "0.weight", "a and b")
+    assert_one_sentence(caught.value, *words)
 
 
-def test_a_parameter_twice_in_one_group_is_named():
-    model, groups = two_layers()
-    groups[1]["params"].append(model[1].weight)
-    with pytest.raises(ValueError, match="exactly one group") as caught:
-        check_ownership(model, groups)
-    assert_one_sentence(caught.value, "1.weight", "b and b")
-
-
-def test_a_group_that_holds_a_foreign_tensor_is_named():
-    model, groups = two_layers()
-    groups[1]["params"].append(nn.Parameter(torch.zeros(3)))
-    with pytest.raises(ValueError, match="not a parameter") as caught:
-        check_ownership(model, groups)
-    assert_one_sentence(caught.value, "group b")
-
-
-def test_a_group_without_a_name_is_named_by_its_place():
-    model, groups = two_layers()
-    del groups[1]["name"]
-    groups[1]["params"].append(model[0].weight)
-    with pytest.raises(ValueError, match="a and group 1"):
-        check_ownership(model, groups)
-
-
-def test_frozen_parameters_may_be_in_a_group_or_not():
+def test_frozen_parameters_may_be_in_a_group_or_not_and_a_shared_one_is_owned_once():
     model, groups = two_layers()
     model[1].weight.requires_grad_(False)
     check_ownership(model, groups)
     check_ownership(model, groups[:1])
-
-
-def test_a_shared_parameter_is_owned_once():
-    model, groups = two_layers()
     model[1] = model[0]
     check_ownership(model, groups[:1])
 

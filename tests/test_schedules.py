@@ -58,13 +58,9 @@ def test_exponential_warmup_rises_by_one_factor():
     assert values == pytest.approx([0.001, 0.01, 0.1, 1.0, 1.0, 1.0])
 
 
-@pytest.mark.parametrize(
-    "warm", [linear_warmup, exponential_warmup, lambda step, warmup: constant(step, warmup=warmup)]
-)
-def test_no_warmup_is_full_at_once(warm):
-    assert warm(0, 0) == 1.0
-    assert warm(0, 1) == 1.0
-    assert warm(0, 2) < 1.0
+def test_no_warmup_is_full_at_once():
+    for warm in (linear_warmup, exponential_warmup, lambda step, warmup: constant(step, warmup=warmup)):
+        assert warm(0, 0) == warm(0, 1) == 1.0 > warm(0, 2)
 
 
 # --- cooldown shapes ---------------------------------------------------------------------------------------------------
@@ -90,18 +86,10 @@ AREAS = {
 
 
 @each_shape
-def test_shape_at_its_quarters(shape):
-    assert [shape(x) for x in (0.25, 0.5, 0.75)] == pytest.approx(QUARTERS[shape], abs=1e-6)
-
-
-@each_shape
-def test_shape_starts_at_one_or_its_start_and_ends_at_zero(shape):
+def test_shape_at_its_ends_and_quarters_and_its_area(shape):
     assert shape(0.0) == (0.7 if shape is lowered_linear else 1.0)
+    assert [shape(x) for x in (0.25, 0.5, 0.75)] == pytest.approx(QUARTERS[shape], abs=1e-6)
     assert shape(1.0) == pytest.approx(0.0, abs=1e-12)
-
-
-@each_shape
-def test_area_of_a_hundred_steps(shape):
     total = sum(warmup_stable_decay(step, steps=100, cooldown=100, shape=shape) for step in range(100))
     assert total == pytest.approx(AREAS[shape], abs=5e-4)
 
@@ -157,15 +145,6 @@ def test_boundaries_of_warmup_stable_decay(shape):
     assert f(80) == shape(0.0)
     assert f(99) == shape(19 / 20) > 0
     assert [f(100), f(1000)] == [0.0, 0.0]
-
-
-def test_last_step_of_a_cooldown():
-    assert WSD(99, shape=linear) == pytest.approx(1 / 20)
-    assert WSD(99) == pytest.approx(1 - math.sqrt(1 - 1 / 20))
-
-
-@each_shape
-def test_floor_of_warmup_stable_decay(shape):
     f = partial(WSD, shape=shape, floor=0.2)
     assert f(9) == 1.0
     assert [f(step) for step in (80, 90, 99)] == pytest.approx([0.2 + 0.8 * shape(x) for x in (0.0, 0.5, 0.95)])
@@ -255,10 +234,10 @@ def test_exponential_decay_without_a_cooldown_drops_at_the_end():
     assert [exponential_decay(step, steps=3, floor=0.5) for step in range(5)] == [1.0, 1.0, 1.0, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("floor", [0.0, -0.1, math.nan])
-def test_exponential_decay_needs_a_floor_above_zero(floor):
-    with pytest.raises(ValueError, match=f"floor above 0, not {floor}"):
-        exponential_decay(0, steps=10, cooldown=5, floor=floor)
+def test_exponential_decay_needs_a_floor_above_zero():
+    for floor in (0.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match=f"floor above 0, not {floor}"):
+            exponential_decay(0, steps=10, cooldown=5, floor=floor)
 
 
 # --- inverse square root and 1cycle ------------------------------------------------------------------------------------
@@ -278,10 +257,10 @@ def test_inverse_sqrt_is_above_zero_and_at_most_one(warmup, step):
     assert inverse_sqrt(warmup - 1, warmup=warmup) == 1
 
 
-@pytest.mark.parametrize("warmup", [0, -1])
-def test_inverse_sqrt_needs_a_warmup(warmup):
-    with pytest.raises(ValueError, match=f"at least 1 step, not {warmup}"):
-        inverse_sqrt(0, warmup=warmup)
+def test_inverse_sqrt_needs_a_warmup():
+    for warmup in (0, -1):
+        with pytest.raises(ValueError, match=f"at least 1 step, not {warmup}"):
+            inverse_sqrt(0, warmup=warmup)
 
 
 def test_one_cycle_has_two_equal_legs_and_a_last_fall():
@@ -290,11 +269,11 @@ def test_one_cycle_has_two_equal_legs_and_a_last_fall():
     assert [f(step) for step in range(46)] == pytest.approx([f(90 - step) for step in range(46)])
 
 
-@pytest.mark.parametrize("leg", [range(46), range(45, 91), range(90, 101)])
-def test_each_leg_of_one_cycle_is_straight(leg):
-    values = [one_cycle(step, steps=100) for step in leg]
-    first, last = values[0], values[-1]
-    assert values == pytest.approx([first + (last - first) * k / (len(leg) - 1) for k in range(len(leg))])
+def test_each_leg_of_one_cycle_is_straight():
+    for leg in (range(46), range(45, 91), range(90, 101)):
+        values = [one_cycle(step, steps=100) for step in leg]
+        first, last = values[0], values[-1]
+        assert values == pytest.approx([first + (last - first) * k / (len(leg) - 1) for k in range(len(leg))])
 
 
 @properties
@@ -313,33 +292,27 @@ ANY_WSD = [warmup_stable_decay, exponential_decay]
 
 
 @pytest.mark.parametrize("schedule", ANY_WSD)
-@pytest.mark.parametrize(
-    ("warmup", "cooldown", "steps"), [(6, 5, 10), (11, 0, 10), (0, 11, 10), (-1, 0, 10), (0, -1, 10)]
-)
-def test_parts_that_do_not_fit_are_refused(schedule, warmup, cooldown, steps):
-    with pytest.raises(ValueError, match=f"warmup {warmup} and cooldown {cooldown} do not fit into {steps} steps"):
-        schedule(0, steps=steps, warmup=warmup, cooldown=cooldown)
+def test_parts_that_do_not_fit_are_refused(schedule):
+    for warmup, cooldown in ((6, 5), (11, 0), (0, 11), (-1, 0), (0, -1)):
+        with pytest.raises(ValueError, match=f"warmup {warmup} and cooldown {cooldown} do not fit into 10 steps"):
+            schedule(0, steps=10, warmup=warmup, cooldown=cooldown)
 
 
 @pytest.mark.parametrize("schedule", [cosine, linear_to_floor])
-@pytest.mark.parametrize(("warmup", "steps"), [(11, 10), (-1, 10)])
-def test_a_warmup_that_does_not_fit_is_refused(schedule, warmup, steps):
-    with pytest.raises(ValueError, match=f"warmup {warmup} and cooldown .* do not fit into {steps} steps"):
-        schedule(0, steps=steps, warmup=warmup)
+def test_a_warmup_that_does_not_fit_is_refused(schedule):
+    for warmup in (11, -1):
+        with pytest.raises(ValueError, match=f"warmup {warmup} and cooldown .* do not fit into 10 steps"):
+            schedule(0, steps=10, warmup=warmup)
 
 
 @pytest.mark.parametrize("schedule", [cosine, linear_to_floor, one_cycle, *ANY_WSD])
-@pytest.mark.parametrize("steps", [0, -3])
-def test_a_run_without_steps_is_refused(schedule, steps):
-    with pytest.raises(ValueError, match=f"steps.* {steps}"):
-        schedule(0, steps=steps)
-
-
-@pytest.mark.parametrize("schedule", [cosine, linear_to_floor, *ANY_WSD])
-@pytest.mark.parametrize("floor", [-0.1, 1.1, math.nan])
-def test_a_floor_that_is_no_share_is_refused(schedule, floor):
-    with pytest.raises(ValueError, match=f"floor .*not {floor}"):
-        schedule(0, steps=10, floor=floor)
+def test_a_run_without_steps_and_a_floor_that_is_no_share_are_refused(schedule):
+    for steps in (0, -3):
+        with pytest.raises(ValueError, match=f"steps.* {steps}"):
+            schedule(0, steps=steps)
+    for floor in () if schedule is one_cycle else (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=f"floor .*not {floor}"):
+            schedule(0, steps=10, floor=floor)
 
 
 def test_parts_that_just_fit_are_let_in():
@@ -353,11 +326,10 @@ def test_a_negative_warmup_of_a_constant_is_refused():
         constant(0, warmup=-5)
 
 
-@pytest.mark.parametrize("wrong", [{"annealing": -0.5}, {"annealing": 1.5}, {"start": -0.1}, {"start": 2.0}])
-def test_parts_of_one_cycle_out_of_range_are_refused(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"{name}.*{value}"):
-        one_cycle(5, steps=10, **wrong)
+def test_parts_of_one_cycle_out_of_range_are_refused():
+    for name, value in (("annealing", -0.5), ("annealing", 1.5), ("start", -0.1), ("start", 2.0)):
+        with pytest.raises(ValueError, match=f"{name}.*{value}"):
+            one_cycle(5, steps=10, **{name: value})
 
 
 # --- with an optimizer -------------------------------------------------------------------------------------------------
@@ -404,13 +376,10 @@ def betas_by_step(step):
     return (0.9, 1 - 0.5**step)
 
 
-def test_star_sets_every_group_and_floats_are_multiplied_into_their_initial_values():
+def test_star_sets_every_group_and_initial_values_are_multiplied_anew_at_every_step():
     matrices, gains = scheduled({("*", "lr"): partial(constant, warmup=4)}, step=1)
     assert (matrices["lr"], gains["lr"]) == (0.05, 0.25)
     assert matrices["weight_decay"] == 0.01
-
-
-def test_the_initial_value_is_multiplied_anew_at_every_step():
     matrices, _ = scheduled({("*", "lr"): lambda step: 0.5}, step=5)
     assert matrices["lr"] == 0.05
 
@@ -428,18 +397,11 @@ def test_an_entry_for_one_group_leaves_the_others_alone():
     assert (matrices["lr"], gains["lr"]) == (0.1, 0.5)
 
 
-def test_betas_are_set_as_they_are():
-    matrices, gains = scheduled({("*", "betas"): betas_by_step}, step=3)
+def test_betas_are_set_as_they_are_zero_is_a_value_and_a_key_that_a_group_lacks_is_left_out():
+    plan = {("*", "betas"): betas_by_step, ("*", "lr"): lambda step: 0.0, ("*", "momentum"): lambda step: 0.5}
+    matrices, gains = scheduled(plan, step=3)
     assert matrices["betas"] == gains["betas"] == (0.9, 0.875)
-
-
-def test_a_zero_multiplier_is_a_value_and_not_a_missing_entry():
-    matrices, _ = scheduled({("*", "lr"): lambda step: 0.0}, step=0)
     assert matrices["lr"] == 0.0
-
-
-def test_keys_that_a_group_lacks_are_left_out():
-    matrices, _ = scheduled({("*", "momentum"): lambda step: 0.5}, step=0)
     assert "momentum" not in matrices
 
 

@@ -1,33 +1,38 @@
 """Split weights against numpy's integers and float32 masters; what is lost, what is kept, and mistakes told apart."""
 
 import copy
-import io
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
-from small import BASE, assert_one_sentence, in_own_process, same, stop_at, tiny_gpt, train_in
+from small import (
+    BASE,
+    FOUR,
+    assert_one_sentence,
+    assert_resumes_bitwise,
+    bits_of,
+    every_pair,
+    four,
+    fused,
+    readable,
+    same,
+    through_a_file,
+    tiny_gpt,
+)
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minitrain import optim
-from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer, PlainStorage, wrapped
+from minitrain.optim import SGD, AdamW, Optimizer, PlainStorage, wrapped
 from minitrain.recipe import by_kind, check_ownership, describe
-from minitrain.runtime.checkpoint import load_checkpoint
 from minitrain.techniques import split_weights
 from minitrain.techniques.split_weights import SplitStorage, SplitWeights, check, join, join_weights, round_to, split
 from minitrain.techniques.step_in_backward import StepInBackward
 
-FOUR = {
-    "sgd": partial(SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
-    "adam": partial(Adam, lr=0.1, weight_decay=0.1),
-    "adamw": partial(AdamW, lr=0.1, weight_decay=0.1),
-    "lion": partial(Lion, lr=0.1, weight_decay=0.1),
-}
-four = pytest.mark.parametrize("make", FOUR.values(), ids=FOUR)
+randn = partial(small.randn, dtype=torch.float32)
 WAYS = {
     "nearest": {},
     "truncate": {"rounding": "truncate"},
@@ -41,44 +46,13 @@ WAYS = {
     "bf16 moments": {"moments": torch.bfloat16},
 }
 each_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+KINDS = ("nearest", "eight bits", "stochastic with bits", "kahan")  # that keep different things in the state
+each_kind = pytest.mark.parametrize("way", [WAYS[name] for name in KINDS], ids=KINDS)
 both_splits = pytest.mark.parametrize("truncate", [False, True], ids=["nearest", "truncate"])
-
-
-def randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def bits_of(x):
-    return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
-
-
-def as_bits(x):
-    """Every float replaced by its dtype and its pattern, all the way down."""
-    if isinstance(x, dict):
-        return {key: as_bits(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [as_bits(value) for value in x]
-    return [str(x.dtype), bits_of(x)] if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-
-
-def same_bits(a, b):
-    """Bit for bit the same, which tells -0.0 from 0.0 as well."""
-    return same(as_bits(a), as_bits(b))
 
 
 def as_floats(patterns):
     return torch.from_numpy(patterns.astype(np.uint32).view(np.float32).copy())
-
-
-def readable(optimizer):
-    """Makes an optimizer take its readable form, whatever faster form it has."""
-    optimizer.update = partial(Optimizer.update, optimizer)
-    return optimizer
-
-
-def fused(optimizer):
-    """As it is, with the kernel that AdamW takes where it can, with 16 bits as without."""
-    return optimizer
 
 
 # --- the split itself --------------------------------------------------------------------------------------------------
@@ -99,7 +73,7 @@ def round_trips(split, join):
 
 @both_splits
 def test_every_pattern_comes_back(truncate):
-    assert not same_bits({"w": (torch.zeros(1),)}, {"w": (-torch.zeros(1),)})
+    assert not same({"w": (torch.zeros(1),)}, {"w": (-torch.zeros(1),)})
     assert round_trips(partial(split, truncate=truncate), partial(join, truncate=truncate))
 
 
@@ -143,7 +117,7 @@ def test_how_far_the_upper_half_may_be_off():
 @both_splits
 def test_any_shape_and_layout(truncate):
     for x in (randn(()), randn(0, 3), randn(4, 6).T, randn(4, 6)[:, ::2]):
-        assert same_bits(join(*split(x, truncate), truncate), x)
+        assert same(join(*split(x, truncate), truncate), x)
 
 
 # Wrong in ways that are easily written.
@@ -190,32 +164,32 @@ def test_a_wrong_split_is_told_apart(split, join):
 def test_a_tie_to_even_cannot_be_undone_by_any_join():
     down, up = as_floats(np.array([0x3F828000])), as_floats(np.array([0x3F818000]))  # halfway below and above 0x3F82
     assert down != up
-    assert same_bits(nearest_even(down), nearest_even(up))
-    assert not same_bits(split(down), split(up))
+    assert same(nearest_even(down), nearest_even(up))
+    assert not same(split(down), split(up))
 
 
 # --- fewer bits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", range(17))
-def test_rounding_to_fewer_bits_is_numpys(bits):
-    x, unit = RANDOM[np.isfinite(RANDOM.view(np.float32))], 1 << (16 - bits)
-    expected = (x.astype(np.uint64) + unit // 2) // unit * unit
-    rounded = round_to(as_floats(x), bits)
-    assert np.array_equal(bits_of(rounded).numpy().view(np.uint32), expected.astype(np.uint32))
-    low = split(rounded)[1]
-    assert not (low.int() % unit).any()
-    if bits <= 8:  # then a byte is enough
-        assert torch.equal((low >> 8).to(torch.int8).short() << 8, low)
+def test_rounding_to_fewer_bits_is_numpys():
+    x = RANDOM[np.isfinite(RANDOM.view(np.float32))]
+    for bits in range(17):
+        unit = 1 << (16 - bits)
+        expected = (x.astype(np.uint64) + unit // 2) // unit * unit
+        rounded = round_to(as_floats(x), bits)
+        assert np.array_equal(bits_of(rounded).numpy().view(np.uint32), expected.astype(np.uint32)), bits
+        low = split(rounded)[1]
+        assert not (low.int() % unit).any()
+        if bits <= 8:  # then a byte is enough
+            assert torch.equal((low >> 8).to(torch.int8).short() << 8, low)
 
 
 def test_sixteen_extra_bits_round_nothing():
     for seed in (None, 1):
-        assert same_bits(round_to(as_floats(RANDOM), 16, seed), as_floats(RANDOM))
+        assert same(round_to(as_floats(RANDOM), 16, seed), as_floats(RANDOM))
 
 
-@pytest.mark.parametrize("bits", [0, 4, 13])
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("bits", "sign"), [(0, 1), (4, -1), (13, 1)])
 def test_stochastic_rounding_has_no_bias(bits, sign):
     unit = 2.0 ** (-7 - bits)
     x = sign * (1 + 0.375 * unit) * torch.ones(100_000)  # exact in float32
@@ -224,8 +198,8 @@ def test_stochastic_rounding_has_no_bias(bits, sign):
     assert set(up.tolist()) == {0.0, 1.0}
     assert abs(up.mean().item() - 0.375) < 5 * (0.375 * 0.625 / len(x)) ** 0.5
     assert (round_to(x, bits) == sign).all()
-    assert same_bits(round_to(x, bits, seed=1), rounded)
-    assert not same_bits(round_to(x, bits, seed=2), rounded)
+    assert same(round_to(x, bits, seed=1), rounded)
+    assert not same(round_to(x, bits, seed=2), rounded)
 
 
 # --- an optimizer with split weights is one with a float32 master -------------------------------------------------------
@@ -271,18 +245,15 @@ def master_path(make, bits=16, rounding="nearest", moments=torch.float32, form=r
     return path
 
 
-@four
-@pytest.mark.parametrize("lr", [0.003, 0.1, 1.0])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("way", [{}, WAYS["truncate"]], ids=["nearest", "truncate"])
-def test_sixteen_extra_bits_are_a_float32_master(make, lr, weight_decay, way):
-    make = partial(make, lr=lr, weight_decay=weight_decay)
-    assert same_bits(split_path(make, form=readable, **way), master_path(make, **way))
+@pytest.mark.parametrize(
+    ("name", "lr", "weight_decay", "way"), every_pair(FOUR, [0.003, 0.1, 1.0], [0.0, 0.1], [{}, WAYS["truncate"]])
+)
+def test_sixteen_extra_bits_are_a_float32_master(name, lr, weight_decay, way):
+    make = partial(FOUR[name], lr=lr, weight_decay=weight_decay)
+    assert same(split_path(make, form=readable, **way), master_path(make, **way))
 
 
-@pytest.mark.parametrize("lr", [0.003, 0.1, 1.0])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize("piece", [4, 1 << 17])
+@pytest.mark.parametrize(("lr", "weight_decay", "piece"), every_pair([0.003, 0.1, 1.0], [0.0, 0.1], [4, 1 << 17]))
 def test_adamws_kernel_sees_the_same_master_piece_by_piece(lr, weight_decay, piece, monkeypatch):
     """Bit for bit the kernel's own numbers; those of the readable form may be rounded otherwise here and there."""
     monkeypatch.setitem(split_weights.PIECE, "cpu", piece)
@@ -290,7 +261,7 @@ def test_adamws_kernel_sees_the_same_master_piece_by_piece(lr, weight_decay, pie
     kernel, plain = split_path(make), split_path(make, form=readable)
     torch.testing.assert_close(kernel[-1][1], plain[-1][1], rtol=1e-5, atol=1e-6)
     if piece % 16 == 0:  # the end of a piece that does not fill a vector register is rounded otherwise as well
-        assert same_bits(kernel, master_path(make, form=fused))
+        assert same(kernel, master_path(make, form=fused))
 
 
 def test_the_kernel_keeps_every_bit_of_what_it_does_not_move():
@@ -302,23 +273,24 @@ def test_the_kernel_keeps_every_bit_of_what_it_does_not_move():
     w.grad = torch.zeros_like(w)
     optimizer.step()
     assert "t" in optimizer.state[w]  # it was the kernel
-    assert same_bits(optimizer.storage.whole(w.detach(), optimizer.state[w]), finite)
+    assert same(optimizer.storage.whole(w.detach(), optimizer.state[w]), finite)
 
 
-@four
-@pytest.mark.parametrize("way", [WAYS[name] for name in WAYS if "stoch" not in name and name != "kahan"], ids=str)
-def test_fewer_bits_are_a_rounded_master(make, way):
-    assert same_bits(split_path(make, form=readable, **way), master_path(make, **way))
-    for other in ({}, WAYS["truncate"], WAYS["no bits"]):
-        if other != way and "moments" not in way:  # whose rounding Lion's sign may hide
-            assert not same_bits(split_path(make, **way), master_path(make, **other))
+@pytest.mark.parametrize("name", ["truncate", "eleven bits", "eight bits", "four bits", "no bits", "bf16 moments"])
+def test_fewer_bits_are_a_rounded_master(name):
+    way = WAYS[name]
+    for make in FOUR.values():
+        assert same(split_path(make, form=readable, **way), master_path(make, **way))
+        for other in ({}, WAYS["truncate"], WAYS["no bits"]):
+            if other != way and "moments" not in way:  # whose rounding Lion's sign may hide
+                assert not same(split_path(make, **way), master_path(make, **other))
 
 
 @pytest.mark.parametrize("rule", [optim.no_decay, optim.decay_by_lr])
 def test_parts_of_ones_own_are_joined_and_split_as_well(rule):
     hyper = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.99)}
     make = partial(Optimizer, hyper=hyper, direction=optim.lion, step_rule=rule)
-    assert same_bits(split_path(make), master_path(make))
+    assert same(split_path(make), master_path(make))
 
 
 class LowForgotten(SplitStorage):
@@ -337,14 +309,14 @@ class LowOfYesterday(SplitStorage):
         state["low"] = low
 
 
-@four
 @pytest.mark.parametrize("storage", [LowForgotten, LowOfYesterday])
-def test_a_wrong_storage_is_told_apart(make, storage):
+def test_a_wrong_storage_is_told_apart(storage):
     def put_in(w, optimizer, step):
         optimizer.storage = storage()
         return optimizer
 
-    assert not same_bits(split_path(make, before_step=put_in), master_path(make))
+    for make in FOUR.values():
+        assert not same(split_path(make, before_step=put_in), master_path(make))
 
 
 def test_kahan_summation_is_its_three_lines():
@@ -359,7 +331,7 @@ def test_kahan_summation_is_its_three_lines():
         k = k + (-(2**-12) * g)  # all in bf16
         w, old = w + k, w
         k = k + (old - w)
-        assert same_bits((p.detach(), optimizer.state[p]["low"]), (w, k))
+        assert same((p.detach(), optimizer.state[p]["low"]), (w, k))
     assert k.any()
 
 
@@ -379,14 +351,14 @@ HOW_FAR_OFF = {"eleven bits": 4e-3, "eight bits": 3e-2, "stochastic": 2e-3, "sto
 
 
 @pytest.mark.parametrize("name", WAYS)
-@pytest.mark.parametrize("step", [1e-4, -1e-4], ids=["up", "down"])
-def test_small_steps_are_lost_with_few_bits_and_kept_by_each_remedy(name, step):
-    whole, seen = many_small_steps(step, **WAYS[name])
-    if name in LOST:
-        assert whole == seen == 1.0
-    else:
-        assert whole == pytest.approx(1 + 1000 * step, abs=HOW_FAR_OFF.get(name, 1e-4))
-        assert seen == pytest.approx(whole, abs=2**-7)
+def test_small_steps_are_lost_with_few_bits_and_kept_by_each_remedy(name):
+    for step in (1e-4, -1e-4):
+        whole, seen = many_small_steps(step, **WAYS[name])
+        if name in LOST:
+            assert whole == seen == 1.0
+        else:
+            assert whole == pytest.approx(1 + 1000 * step, abs=HOW_FAR_OFF.get(name, 1e-4))
+            assert seen == pytest.approx(whole, abs=2**-7)
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["up", "down"])
@@ -406,7 +378,7 @@ def test_a_second_moment_in_bf16_cannot_fall():
             optimizer.step()
         return optimizer.state[p]["v"].float()
 
-    assert same_bits(second_moment(torch.bfloat16), torch.full((5,), 1e-3).bfloat16().float())
+    assert same(second_moment(torch.bfloat16), torch.full((5,), 1e-3).bfloat16().float())
     assert (second_moment(torch.float32) < 0.9985e-3).all()
 
 
@@ -426,9 +398,10 @@ def float32_path(make, convert=lambda optimizer, step: None):
     return path
 
 
-@four
-@pytest.mark.parametrize("way", [{}, WAYS["truncate"]], ids=["nearest", "truncate"])
-def test_there_and_back_loses_nothing(make, way):
+@pytest.mark.parametrize(("name", "way"), [*zip(FOUR, 2 * ({}, WAYS["truncate"]), strict=True)])
+def test_there_and_back_loses_nothing(name, way):
+    make = FOUR[name]
+
     def there_and_back(optimizer, step):
         if step in (0, 4, 7):
             (w,) = optimizer.param_groups[0]["params"]
@@ -436,9 +409,9 @@ def test_there_and_back_loses_nothing(make, way):
             SplitWeights(optimizer, **way)
             assert w.dtype == torch.bfloat16
             join_weights(optimizer)
-            assert same_bits((w.detach(), dict(optimizer.state[w])), before)
+            assert same((w.detach(), dict(optimizer.state[w])), before)
 
-    assert same_bits(float32_path(make, there_and_back), float32_path(make))
+    assert same(float32_path(make, there_and_back), float32_path(make))
 
 
 @each_way
@@ -448,10 +421,13 @@ def test_there_and_back_keeps_the_bits_that_it_says(way):
     bits = way.get("bits", 16) if way.get("rounding") != "kahan" else 8  # and a sign, of a bf16 compensation
     assert w.dtype == torch.float32
     assert ((w.detach() - W0).abs() <= 2.0 ** (-7 - bits) * W0.abs()).all()
-    assert same_bits(w.detach(), W0) == (bits == 16)
+    assert same(w.detach(), W0) == (bits == 16)
+    w = nn.Parameter(W0.bfloat16())
+    SplitWeights(SGD([w]), **way)
+    assert same(w.detach(), W0.bfloat16())  # taken as it is
 
 
-@each_way
+@each_kind
 def test_joined_again_nothing_of_the_split_is_left(way):
     w = nn.Parameter(W0.clone())
     optimizer = AdamW([w])
@@ -483,13 +459,6 @@ def test_adamw_goes_on_after_its_fused_kernel_and_back():
     torch.testing.assert_close(w.detach(), twin.detach(), rtol=1e-5, atol=1e-6)
 
 
-@each_way
-def test_a_bf16_model_is_taken_as_it_is(way):
-    w = nn.Parameter(W0.bfloat16())
-    SplitWeights(SGD([w]), **way)
-    assert same_bits(w.detach(), W0.bfloat16())
-
-
 # --- saved and loaded --------------------------------------------------------------------------------------------------
 
 
@@ -499,10 +468,7 @@ def start_anew(make, way):
     def take_over(w, optimizer, step):
         if step != 5:
             return optimizer
-        file = io.BytesIO()
-        torch.save((w.detach(), optimizer.state_dict()), file)
-        file.seek(0)
-        weight, state = torch.load(file, weights_only=True)
+        weight, state = through_a_file((w.detach(), optimizer.state_dict()))
         w.data = torch.zeros(5, 3)
         new = SplitWeights(make([w]), **way)
         w.data.copy_(weight)
@@ -512,13 +478,13 @@ def start_anew(make, way):
     return take_over
 
 
-@four
 @each_way
-def test_state_goes_through_a_file_and_the_run_goes_on_bitwise(make, way):
-    assert same_bits(split_path(make, before_step=start_anew(make, way), **way), split_path(make, **way))
+def test_state_goes_through_a_file_and_the_run_goes_on_bitwise(way):
+    for make in FOUR.values():
+        assert same(split_path(make, before_step=start_anew(make, way), **way), split_path(make, **way))
 
 
-@each_way
+@each_kind
 def test_a_deep_copy_steps_on_by_itself(way):
     w = nn.Parameter(W0.clone())
     optimizer = SplitWeights(AdamW([w]), **way)
@@ -528,8 +494,8 @@ def test_a_deep_copy_steps_on_by_itself(way):
     for x, owner in ((p, copied), (w, optimizer)):
         x.grad = torch.ones_like(x)
         owner.step()
-        assert same_bits(w.detach(), before) == (owner is copied)
-    assert same_bits((w.detach(), dict(optimizer.state[w])), (p.detach(), dict(copied.state[p])))
+        assert same(w.detach(), before) == (owner is copied)
+    assert same((w.detach(), dict(optimizer.state[w])), (p.detach(), dict(copied.state[p])))
 
 
 def recipe(name):
@@ -537,28 +503,18 @@ def recipe(name):
     return replace(BASE, make_optimizer=partial(wrapped, make=make, by=(partial(SplitWeights, **WAYS[name]),)))
 
 
-@pytest.mark.parametrize("name", ["nearest", "eight bits", "stochastic with bits", "kahan"])
+ELSEWHERE = recipe("stochastic with bits")
+
+
+@pytest.mark.parametrize("name", ["nearest", "eight bits", "kahan"])
 def test_a_stopped_run_goes_on_bitwise(tmp_path, name):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run = train_in(whole, recipe(name))
-    assert not train_in(stopped, recipe(name), probes=[stop_at(7)]).finished
-    train_in(stopped, recipe(name), resume=True)
-    assert same_bits(load_checkpoint(stopped), load_checkpoint(whole))
+    run = assert_resumes_bitwise(tmp_path, recipe(name))
     assert all(p.dtype == torch.bfloat16 for p in run.model.parameters())
     assert run.losses[-1] < run.losses[0]
 
 
-def finish(folder):
-    torch.set_num_threads(1)
-    train_in(Path(folder), recipe("stochastic with bits"), resume=True)
-
-
 def test_a_stopped_run_goes_on_bitwise_in_a_fresh_process(tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    train_in(whole, recipe("stochastic with bits"))
-    train_in(stopped, recipe("stochastic with bits"), probes=[stop_at(7)])
-    in_own_process(f"sys; import test_split_weights as here; here.finish({str(stopped)!r})")
-    assert same_bits(load_checkpoint(stopped), load_checkpoint(whole))
+    assert_resumes_bitwise(tmp_path, ELSEWHERE, elsewhere=(__name__, "ELSEWHERE"))
 
 
 def test_a_recipe_names_what_wraps_its_optimizer():
@@ -568,9 +524,8 @@ def test_a_recipe_names_what_wraps_its_optimizer():
     assert lines["make_optimizer.by.0.bits"] == "8"
 
 
-@pytest.mark.parametrize("saved", WAYS)
-@pytest.mark.parametrize("into", WAYS)
-def test_a_state_loads_only_where_bits_and_rounding_are_those_it_was_saved_with(saved, into):
+@pytest.mark.parametrize("saved", KINDS)
+def test_a_state_loads_only_where_bits_and_rounding_are_those_it_was_saved_with(saved):
     """The moments' dtype may change: nothing of the weights depends on it."""
 
     def bits_and_rounding(way):
@@ -584,22 +539,23 @@ def test_a_state_loads_only_where_bits_and_rounding_are_those_it_was_saved_with(
     old.grad = torch.ones_like(old)
     optimizer.step()
     whole = optimizer.storage.whole(old.detach(), optimizer.state[old])
-    w, new = made(WAYS[into])
-    w.data.copy_(old.data)
-    if bits_and_rounding(WAYS[saved]) == bits_and_rounding(WAYS[into]):
-        new.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        w.grad = torch.ones_like(w)
-        new.step()
-        assert same_bits(join_weights(optimizer).param_groups[0]["params"][0].detach(), whole)
-        return
-    with pytest.raises(ValueError, match="call SplitWeights or join_weights") as error:
-        new.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert_one_sentence(error.value, new.storage.way, optimizer.storage.way)
-    assert same_bits(w.detach(), old.detach())
+    for into in WAYS.values():
+        w, new = made(into)
+        w.data.copy_(old.data)
+        if bits_and_rounding(WAYS[saved]) == bits_and_rounding(into):
+            new.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            w.grad = torch.ones_like(w)
+            new.step()
+            assert same(join_weights(copy.deepcopy(optimizer)).param_groups[0]["params"][0].detach(), whole)
+            continue
+        with pytest.raises(ValueError, match="call SplitWeights or join_weights") as error:
+            new.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert_one_sentence(error.value, new.storage.way, optimizer.storage.way)
+        assert same(w.detach(), old.detach())
 
 
 @four
-@each_way
+@pytest.mark.parametrize("way", [{}, WAYS["no bits"]], ids=["nearest", "no bits"])
 def test_a_split_state_and_a_plain_one_are_not_mixed_up(make, way):
     """Half of the weight is in the state: a plain optimizer would go on without it, and never say so."""
     splits = [SplitWeights(make([nn.Parameter(W0.clone())]), **way), make([nn.Parameter(W0.clone())])]
@@ -619,10 +575,11 @@ def test_a_split_state_and_a_plain_one_are_not_mixed_up(make, way):
 # --- who owns what -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@each_way
-def test_every_parameter_is_split_once_and_stays_in_its_group(tied, way):
-    model = tiny_gpt(tied=tied)
+@pytest.mark.parametrize(
+    ("tied", "name"), [(False, "nearest"), (True, "four bits"), (False, "no bits"), (True, "kahan")]
+)
+def test_every_parameter_is_split_once_and_stays_in_its_group(tied, name):
+    model, way = tiny_gpt(tied=tied), WAYS[name]
     parameters, groups = list(model.parameters()), by_kind(model)
     optimizer = AdamW(groups, lr=0.01)
     names = [group["name"] for group in optimizer.param_groups]
@@ -656,7 +613,7 @@ def test_every_weight_and_step_draws_its_own_noise():
     a, b = nn.Parameter(torch.full((2000,), 1 + 2**-9)), nn.Parameter(torch.full((2000,), 1 + 2**-9))
     generator = torch.Generator().manual_seed(3)
     SplitWeights(SGD([a, b]), bits=0, rounding="stochastic", generator=generator)
-    assert not same_bits(a.detach(), b.detach())
+    assert not same(a.detach(), b.detach())
     optimizer = SplitWeights(
         SGD([nn.Parameter(W0.clone())], lr=1.0), bits=0, rounding="stochastic", generator=generator
     )
@@ -676,13 +633,13 @@ def test_the_noise_follows_from_the_generator_alone():
         return p.detach()
 
     before = torch.get_rng_state()
-    assert same_bits(weights(1), weights(1))
-    assert not same_bits(weights(1), weights(2))
+    assert same(weights(1), weights(1))
+    assert not same(weights(1), weights(2))
     SplitWeights(SGD([nn.Parameter(W0.clone())]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@each_way
+@each_kind
 def test_a_step_without_memory_on_a_fake_device(way):
     with FakeTensorMode(allow_non_fake_inputs=True):
         p = nn.Parameter(torch.randn(4, 3))
@@ -695,30 +652,40 @@ def test_a_step_without_memory_on_a_fake_device(way):
 # --- what is refused ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [FOUR["sgd"], FOUR["adam"], FOUR["adamw"]])  # Lion takes a sign, which is finite
-@pytest.mark.parametrize("way", [{}, WAYS["truncate"], WAYS["no bits"], WAYS["kahan"]], ids=str)
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_gradient_that_is_no_number_stops_before_the_weight_is_touched(make, way, value):
+@pytest.mark.parametrize(
+    ("name", "way", "value"),
+    every_pair(
+        ["sgd", "adam", "adamw"],  # Lion takes a sign, which is finite
+        map(WAYS.get, ("nearest", "truncate", "no bits", "kahan")),
+        [torch.nan, torch.inf, -torch.inf],
+    ),
+)
+def test_a_gradient_that_is_no_number_stops_before_either_half_is_touched(name, way, value):
     w = nn.Parameter(W0.clone())
-    optimizer = SplitWeights(make([w]), **way)
+    optimizer = SplitWeights(FOUR[name]([w]), **way)
     w.grad = torch.full_like(w, value)
-    before = w.detach().clone()
+    before = copy.deepcopy((w.detach(), optimizer.state[w].get("low")))
     with pytest.raises(FloatingPointError) as error:
         optimizer.step()
     assert_one_sentence(error.value, "(5, 3)", "no longer a finite bf16 number", "go back to a checkpoint", "lower lr")
-    assert same_bits(w.detach(), before)
+    assert same((w.detach(), optimizer.state[w].get("low")), before)
 
 
-@each_way
-@pytest.mark.parametrize("value", [3.4e38, -3.4e38, torch.inf, torch.nan])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("way", "value", "dtype"),
+    every_pair(
+        map(WAYS.get, ("nearest", "truncate", "stochastic", "kahan")),
+        [3.4e38, -3.4e38, torch.inf, torch.nan],
+        [torch.float32, torch.bfloat16],
+    ),
+)
 def test_a_weight_that_does_not_fit_is_refused_before_any_is_converted(way, value, dtype):
     fine, other = nn.Parameter(W0.clone()), nn.Parameter(torch.full((2,), value).to(dtype))
     optimizer = SGD([fine, other])
     with pytest.raises(ValueError, match="does not fit into bf16") as error:
         SplitWeights(optimizer, **way)
     assert_one_sentence(error.value, "(2,)", "nothing was converted")
-    assert same_bits(fine.detach(), W0)
+    assert same(fine.detach(), W0)
     assert not optimizer.state
     assert type(optimizer.storage) is PlainStorage
 
@@ -742,7 +709,7 @@ def test_a_state_without_the_extra_bits_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@each_way
+@pytest.mark.parametrize("way", [{}, WAYS["no bits"]], ids=["nearest", "no bits"])
 def test_a_group_that_was_added_later_is_refused(way, dtype):
     first = nn.Parameter(W0.clone())
     optimizer = SplitWeights(SGD([first]), **way)
@@ -773,7 +740,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words) as error:
         SplitWeights(SGD([w]), **arguments)
     assert_one_sentence(error.value)
-    assert same_bits(w.detach(), W0)
+    assert same(w.detach(), W0)
 
 
 def test_an_unknown_rounding_is_refused():
@@ -794,12 +761,11 @@ class OtherPlain(PlainStorage):
     """Keeps weights in the parameter, under another type."""
 
 
-@each_way
-def test_the_storage_from_before_is_put_back(way):
+def test_the_storage_from_before_is_put_back():
     w = nn.Parameter(W0.clone())
     optimizer = AdamW([w])
     before = optimizer.storage = OtherPlain()
-    assert isinstance(SplitWeights(optimizer, **way).storage, SplitStorage)
+    assert isinstance(SplitWeights(optimizer).storage, SplitStorage)
     assert type(copy.deepcopy(optimizer).storage.before) is OtherPlain
     assert join_weights(optimizer).storage is before
 
@@ -820,7 +786,7 @@ def test_an_optimizer_that_is_not_minitrains_is_refused(convert):
         with pytest.raises(ValueError, match="only minitrain's own optimizers") as error:
             convert(optimizer)
         assert_one_sentence(error.value, type(optimizer).__name__, "put StepInBackward around afterwards")
-    assert same_bits(w.detach(), W0)
+    assert same(w.detach(), W0)
     assert type(inside.storage) is PlainStorage
 
 
@@ -830,18 +796,6 @@ def test_weights_of_another_dtype_are_refused(dtype):
     with pytest.raises(ValueError, match="only float32 and bfloat16 weights can be split"):
         SplitWeights(SGD([fine, other]))
     assert fine.dtype == torch.float32
-
-
-@pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_the_kernel_stops_before_either_half_is_touched(value):
-    w = nn.Parameter(W0.clone())
-    optimizer = SplitWeights(AdamW([w], lr=0.1))
-    high, low = w.detach().clone(), optimizer.state[w]["low"].clone()
-    w.grad = torch.full_like(w, value)
-    with pytest.raises(FloatingPointError):
-        optimizer.step()
-    assert same_bits(w.detach(), high)
-    assert torch.equal(optimizer.state[w]["low"], low)
 
 
 def test_the_error_names_the_weight_that_went_wrong_and_is_told_once():

@@ -1,18 +1,27 @@
 """Standardized weights against numpy in float64; what a neuron no longer depends on; conversion; mistakes told apart."""
 
 import copy
-import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small import BASE, assert_one_sentence, in_own_process, same, stop_at, tiny_gpt, tiny_text, train_in
+from small import (
+    BASE,
+    assert_one_sentence,
+    assert_resumes_bitwise,
+    in_own_process,
+    randn,
+    same,
+    seeded,
+    through_a_file,
+    tiny_gpt,
+    tiny_text,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,7 +30,6 @@ from minitrain.gpt import GPT, MLP, SwiGLU
 from minitrain.lab.probes import Norm
 from minitrain.optim import SGD, AdamW, wrapped
 from minitrain.recipe import by_kind, check_ownership, cross_entropy, describe
-from minitrain.runtime.checkpoint import load_checkpoint
 from minitrain.runtime.recompute import recompute_blocks
 from minitrain.techniques.split_weights import SplitWeights
 from minitrain.techniques.weight_standardization import (
@@ -45,20 +53,6 @@ LAYERS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "conv": (partial(WeightStandardizedConv2d, 4, 6, 3, padding=1, groups=2, padding_mode="reflect"), (2, 4, 5, 5)),
 }
 each_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
-each_eps = pytest.mark.parametrize("eps", [0.0, 1e-5, 0.1])
-
-
-def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def seeded(build: Callable[[], nn.Module], head: bool = True) -> nn.Module:
-    """With a head that is not zero, so that gradients reach every weight."""
-    torch.manual_seed(0)
-    model = build()
-    if head:
-        nn.init.normal_(model.head.weight, std=0.1)
-    return model
 
 
 def shaken(layer: nn.Module) -> nn.Module:
@@ -128,23 +122,23 @@ def test_a_wrong_formula_is_told_apart(standardize):
     assert not follows_the_formula(standardize)
 
 
-@each_eps
 @each_layer
-def test_a_layer_is_a_plain_one_with_that_weight(make, shape, eps):
-    layer, x = shaken(make(eps=eps).double()), randn(*shape)
-    w = torch.from_numpy(by_numpy(layer.weight, layer.gain, layer.init_std, eps))
-    if isinstance(layer, nn.Linear):
-        expected = F.linear(x, w, layer.bias)
-    else:
-        expected = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), w, layer.bias, groups=2)
-    assert torch.allclose(layer(x), expected, rtol=1e-12)
+def test_a_layer_is_a_plain_one_with_that_weight(make, shape):
+    for eps in (0.0, 1e-5, 0.1):
+        layer, x = shaken(make(eps=eps).double()), randn(*shape)
+        w = torch.from_numpy(by_numpy(layer.weight, layer.gain, layer.init_std, eps))
+        if isinstance(layer, nn.Linear):
+            expected = F.linear(x, w, layer.bias)
+        else:
+            expected = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), w, layer.bias, groups=2)
+        assert torch.allclose(layer(x), expected, rtol=1e-12)
 
 
 def test_ten_steps_are_those_of_the_formula_written_out():
     """With a high rate and without decay among them, in float64."""
     x, y = randn(20, 6), randn(20, 4, seed=1)
     for lr, weight_decay in ((0.01, 0.1), (1.0, 0.0), (1.0, 0.5)):
-        layer = seeded(partial(WeightStandardizedLinear, 6, 4, dtype=torch.float64), head=False)
+        layer = seeded(partial(WeightStandardizedLinear, 6, 4, dtype=torch.float64))
         init_std = layer.init_std.clone()
         w, bias, gain = (nn.Parameter(p.detach().clone()) for p in (layer.weight, layer.bias, layer.gain))
         ours = AdamW(layer.parameters(), lr=lr, weight_decay=weight_decay)
@@ -167,7 +161,7 @@ def test_ten_steps_are_those_of_the_formula_written_out():
 @each_layer
 def test_a_row_times_a_power_of_two_gives_the_same_bits_and_a_shorter_gradient(make, shape):
     def outputs_and_gradients(factor: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        layer = seeded(partial(make, eps=0.0), head=False)
+        layer = seeded(partial(make, eps=0.0))
         with torch.no_grad():
             layer.weight.copy_(technique.scale_rows(layer.weight, factor))
         y = layer(randn(*shape, dtype=torch.float32))
@@ -222,7 +216,7 @@ def test_the_converted_gpt_is_the_old_one_without_row_means(mlp):
 
 
 def test_a_scaled_gpt_is_the_old_one_bit_for_bit_and_learns_a_gain():
-    plain, model = seeded(tiny_gpt), seeded(partial(scaled, tiny_gpt), head=True)
+    plain, model = seeded(tiny_gpt), seeded(partial(scaled, tiny_gpt))
     inputs, targets = tiny_text().batch(0, 0, 4)
     assert same(model(inputs), plain(inputs))
     assert converted(model) == IN_BLOCKS
@@ -236,7 +230,7 @@ def test_a_scaled_gpt_is_the_old_one_bit_for_bit_and_learns_a_gain():
     layer.gain.data[1] = 3.0
     assert same(layer.effective_weight()[1], 3 * layer.weight[1])
     x = randn(5, 6, dtype=torch.float32)
-    assert same(*(seeded(partial(make, 6, 4), head=False)(x) for make in (ScaledLinear, nn.Linear)))
+    assert same(*(seeded(partial(make, 6, 4))(x) for make in (ScaledLinear, nn.Linear)))
 
 
 def test_by_default_layers_inside_blocks_are_converted_and_nothing_else_is_touched():
@@ -307,29 +301,17 @@ def test_every_parameter_is_in_one_group_and_gains_do_not_decay():
 RECIPE = replace(BASE, build_model=standardized_gpt)
 
 
-def finish(folder: str) -> None:
-    torch.set_num_threads(1)
-    train_in(Path(folder), RECIPE, resume=True)
-
-
 def test_a_stopped_run_goes_on_bitwise_in_a_fresh_process(tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run = train_in(whole, RECIPE)
+    run = assert_resumes_bitwise(tmp_path, RECIPE, elsewhere=(__name__, "RECIPE"))
     assert run.losses[-1] < run.losses[0]
-    assert not train_in(stopped, RECIPE, probes=[stop_at(7)]).finished
-    in_own_process(f"sys; import test_weight_standardization as here; here.finish({str(stopped)!r})")
-    assert same(load_checkpoint(stopped), load_checkpoint(whole))
 
 
 def loads_what_was_saved(load: Callable[[nn.Module, dict], Any]) -> bool:
     """Whether a model with other initial weights computes the same bits once the trained one's state is loaded."""
     model = train(replace(RECIPE, steps=5)).model
-    file = io.BytesIO()
-    torch.save(model.state_dict(), file)
-    file.seek(0)
     torch.manual_seed(1)
     fresh = standardized_gpt()
-    load(fresh, torch.load(file))
+    load(fresh, through_a_file(model.state_dict()))
     tokens = tiny_text().batch(0, 0, 4)[0]
     return same(fresh(tokens), model(tokens)) and same(copy.deepcopy(model)(tokens), model(tokens))
 
@@ -353,20 +335,17 @@ def test_a_fresh_model_takes_up_a_checkpoint_with_its_initial_spreads():
     assert not loads_what_was_saved(forget_initial_std)
 
 
-@pytest.mark.parametrize("order", ["recomputed", "standardized"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_recomputed_blocks_have_the_same_gradients(order, bf16):
+def test_recomputed_blocks_have_the_same_gradients(bf16):
     def gradients(build: Callable[[], nn.Module]) -> list[Tensor]:
         model = seeded(build)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             cross_entropy(model, *tiny_text().batch(0, 0, 4)).backward()
         return [p.grad for p in model.parameters()]
 
-    inside, outside = (
-        partial(recompute_blocks, standardized_gpt),
-        partial(weight_standardized, partial(recompute_blocks, tiny_gpt)),
-    )
-    assert same(gradients(inside if order == "recomputed" else outside), gradients(standardized_gpt))
+    expected = gradients(standardized_gpt)
+    assert same(gradients(partial(recompute_blocks, standardized_gpt)), expected)
+    assert same(gradients(partial(weight_standardized, partial(recompute_blocks, tiny_gpt))), expected)
 
 
 def test_under_autocast_weights_are_standardized_in_float32():
@@ -402,7 +381,7 @@ def compile_and_compare() -> None:
 
 
 def test_it_compiles_into_one_graph():
-    found = in_own_process("sys; import test_weight_standardization as here; here.compile_and_compare()")
+    found = in_own_process("compile_and_compare()", module=__name__)
     assert [float(line) < 1e-6 for line in found.split()] == [True, True]
 
 
@@ -487,12 +466,12 @@ def test_a_tied_weight_is_refused():
         assert_one_sentence(error.value, one, "untie them")
 
 
-@pytest.mark.parametrize("eps", [-1e-5, float("nan"), float("inf")])
-def test_an_eps_out_of_range_is_refused(eps):
-    for make in (partial(WeightStandardizedLinear, 6, 4), partial(convert, tiny_gpt())):
-        with pytest.raises(ValueError, match="eps must be a finite number of 0 or above") as error:
-            make(eps=eps)
-        assert_one_sentence(error.value)
+def test_an_eps_out_of_range_is_refused():
+    for eps in (-1e-5, float("nan"), float("inf")):
+        for make in (partial(WeightStandardizedLinear, 6, 4), partial(convert, tiny_gpt())):
+            with pytest.raises(ValueError, match="eps must be a finite number of 0 or above") as error:
+                make(eps=eps)
+            assert_one_sentence(error.value)
 
 
 def test_rows_too_short_to_learn_are_refused():

@@ -49,15 +49,3 @@ class EndsItself:
         self.calls += 1
         if self.calls == 50:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def kill_script(cache: str) -> list[Metrics]:
-    """Three runs long enough to be struck in the middle, with a checkpoint every 250 steps."""
-    from dataclasses import replace
-
-    from small import BASE
-
-    from minitrain.lab.compare import compare
-
-    runs = compare({"A": replace(BASE, steps=900)}, seeds=range(3), cache=cache, workers=2)
-    return [runs.metrics("A", seed) for seed in runs.seeds]

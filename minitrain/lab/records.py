@@ -5,6 +5,7 @@ to the same verdicts.
 """
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -66,6 +67,8 @@ def measured(runs: Runs, measures: Mapping[str, Measure]) -> list[dict[str, Any]
                 try:
                     values = runs.values(arm, measure, lr)
                 except ValueError:  # crashed, or another kind of arm
+                    continue
+                if all(map(math.isnan, values)):
                     continue
                 found.append(
                     {"name": name, "arm": arm, "lr": lr, "values": [x if abs(x) < 1e300 else None for x in values]}

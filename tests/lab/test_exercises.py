@@ -76,10 +76,8 @@ def in_this_process(exercise: Path, file: Path, monkeypatch: pytest.MonkeyPatch)
     """`grade` without a process of its own, which saves the time to import torch."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "answer", None)
-    for file_beside in exercise.glob(
-        "*.py"
-    ):  # an example may import from the stub beside it, not from another exercise's
-        sys.modules.pop(file_beside.stem, None)
+    for beside in exercise.glob("*.py"):  # an example may import from the stub beside it, not from another exercise's
+        sys.modules.pop(beside.stem, None)
     checks = grader.checks_of(exercise)
     with warnings.catch_warnings():
         warnings.simplefilter("default")  # as in the learner's process: a warning is no error
@@ -109,12 +107,10 @@ def test_the_stub_is_written_once_and_work_is_never_lost(folder: Path, tmp_path:
     ):
         write_stub("toy", path.parent, folder)
     assert path.read_text() == "mine"
-
-
-def test_a_link_to_nowhere_is_not_overwritten_either(folder: Path, tmp_path: Path):
-    (tmp_path / "toy.py").symlink_to(tmp_path / "gone.py")
-    with pytest.raises(FileExistsError):
-        write_stub("toy", tmp_path, folder)
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.py")
+    with pytest.raises(FileExistsError):  # nor is a link to nowhere
+        write_stub("toy", path.parent, folder)
 
 
 def test_a_folder_that_is_none_is_one_sentence(folder: Path, tmp_path: Path):
@@ -151,13 +147,10 @@ def test_lessons_and_results_of_a_checkout():
 # --- what a check says -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "value",
-    [2.0, 2, np.float32(2), np.int64(2), np.array(2.0), np.array([[2.0]]), torch.tensor(2), torch.tensor([2.0]), 1.99],
-    ids=str,
-)
-def test_one_number_is_a_number_whatever_holds_it(value):
-    require_close(value, 2.0, rtol=0.01)
+def test_one_number_is_a_number_whatever_holds_it():
+    arrays = np.array(2.0), np.array([[2.0]]), torch.tensor(2), torch.tensor([2.0])
+    for value in (2.0, 2, np.float32(2), np.int64(2), *arrays, 1.99):
+        require_close(value, 2.0, rtol=0.01)
     require_close(torch.nn.Parameter(torch.tensor(2.0)), torch.tensor(2.0), rtol=0.01)
 
 
@@ -435,41 +428,31 @@ def test_none_of_this_imports_torch():
 
 # --- the exercises of the course ---------------------------------------------------------------------------------------
 
-EXAMPLES = [
-    pytest.param(slug, file, id=f"{slug}-{file.stem}")
-    for slug in exercises()
-    for file in sorted(folder_of(slug).glob("*.py"))
-    if file.stem != "check"
-]
-
-
-@pytest.mark.parametrize(("slug", "file"), EXAMPLES)
-def test_every_exercise(slug: str, file: Path, monkeypatch: pytest.MonkeyPatch):
-    """The right ones pass; each wrong one is rejected by the check that its docstring names; the stub is not written yet."""
-    verdicts = in_this_process(folder_of(slug), file, monkeypatch)
-    if file.stem.startswith(("solution", "alternative")):
-        assert [verdict for verdict in verdicts if not verdict.passed] == []
-        return
-    failed = failure(verdicts)
-    if file.stem == "stub":
-        assert failed.name != "run_file"
-        assert failed.message.startswith("not written yet")
-        return
-    named = re.match(r'"""Rejected by (check_\w+)\.', file.read_text())
-    assert named, "the first line of the docstring must be: Rejected by check_<name>."
-    assert failed.name == named[1], failed.message
-    assert re.match(r"measured: .+\nrequired: .+|line \d+ of .+Error: ", failed.message), failed.message
-
 
 @pytest.mark.parametrize("slug", exercises())
-def test_every_exercise_is_complete(slug: str):
-    names = {file.stem for file in folder_of(slug).glob("*.py")}
-    assert {"stub", "check", "solution", "alternative"} < names
-    assert sum(name.startswith("wrong_") for name in names) >= 3
-    checks = grader.checks_of(folder_of(slug))
-    titles = [grader.title_of(check) for check in checks.values()]
-    assert all(check.__doc__ for check in checks.values())
-    assert len(set(titles)) == len(titles)
+def test_every_exercise_is_complete_and_tells_right_from_wrong(slug: str, monkeypatch: pytest.MonkeyPatch):
+    """The right ones pass; each wrong one is rejected by the check that its docstring names; the stub is not written yet."""
+    files = {file.stem: file for file in sorted(folder_of(slug).glob("*.py"))}
+    assert {"stub", "check", "solution", "alternative"} < files.keys()
+    assert sum(name.startswith("wrong_") for name in files) >= 3
+    checks = grader.checks_of(folder_of(slug)).values()
+    assert all(check.__doc__ for check in checks)
+    assert len({grader.title_of(check) for check in checks}) == len(checks)
+    del files["check"]
+    for name, file in files.items():
+        verdicts = in_this_process(folder_of(slug), file, monkeypatch)
+        if name.startswith(("solution", "alternative")):
+            assert [verdict for verdict in verdicts if not verdict.passed] == [], name
+            continue
+        failed = failure(verdicts)
+        if name == "stub":
+            assert failed.name != "run_file"
+            assert failed.message.startswith("not written yet")
+            continue
+        named = re.match(r'"""Rejected by (check_\w+)\.', file.read_text())
+        assert named, f"{name}: the first line of the docstring must be: Rejected by check_<name>."
+        assert failed.name == named[1], (name, failed.message)
+        assert re.match(r"measured: .+\nrequired: .+|line \d+ of .+Error: ", failed.message), (name, failed.message)
 
 
 @pytest.mark.parametrize("slug", exercises())

@@ -94,7 +94,6 @@ CASES = {
     "torch adamw fused": replace(LIGHT, **made_by(partial(torch.optim.AdamW, fused=True))),
     "torch adamw foreach": replace(LIGHT, **made_by(partial(torch.optim.AdamW, foreach=True))),
 }
-every_case = pytest.mark.parametrize("case", CASES)
 
 
 @cache
@@ -110,17 +109,13 @@ def bytes_of(*tensors: Tensor) -> int:
 # --- beside real steps -------------------------------------------------------------------------------------------------
 
 
-@every_case
-def test_every_phase_is_that_of_a_real_step(case: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_every_phase_is_that_of_a_real_step_and_so_is_what_stays_between_steps(case: str) -> None:
     found, predicted = measured(CASES[case]), planned(case)
     assert predicted.total == pytest.approx(max(found.values()), rel=0.005)  # 5 % are asked for
     for phase, sizes in predicted.moments.items():
         assert sum(sizes.values()) == pytest.approx(found[phase], rel=0.02), phase
-
-
-@every_case
-def test_what_stays_between_steps_is_what_a_real_run_holds(case: str) -> None:
-    run, predicted = build(CASES[case]), planned(case)
+    run = build(CASES[case])
     take_step(run, nullcontext)
     state = [(key, x) for s in run.optimizer.state.values() for key, x in s.items() if isinstance(x, Tensor)]
     averages = [x for hook in run.after_step for x in hook.mean.values()]

@@ -21,7 +21,6 @@ from small import (
     STEPS,
     VARIANTS,
     At,
-    Averaging,
     Poison,
     dropout_gpt,
     same,
@@ -153,20 +152,14 @@ def test_a_measurement_that_is_no_number_is_still_written_as_json(tmp_path: Path
     assert lines_of(tmp_path)[1]["rotation_of_head"] == {"head.weight": None}
 
 
-def test_a_new_run_does_not_overwrite_an_old_one(finished: Path) -> None:
-    before = content(finished)
-    with pytest.raises(FileExistsError, match="already holds a run; go on with it by --resume"):
-        train_in(finished)
-    assert content(finished) == before
-
-
-def test_a_new_run_does_not_mix_with_the_checkpoints_of_an_old_one(finished: Path) -> None:
+def test_a_new_run_does_not_overwrite_an_old_one_nor_mix_with_its_checkpoints(finished: Path) -> None:
     """They would count as the newest: those of the new run would be removed, and a resume would take the old one's."""
-    (finished / "metrics.jsonl").unlink()
-    before = content(finished)
-    with pytest.raises(FileExistsError, match="already holds a run"):
-        train_in(finished)
-    assert content(finished) == before
+    for _ in range(2):
+        before = content(finished)
+        with pytest.raises(FileExistsError, match="already holds a run; go on with it by --resume"):
+            train_in(finished)
+        assert content(finished) == before
+        (finished / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
@@ -184,8 +177,10 @@ def test_a_run_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pyte
 # --- stopped and resumed ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [1, 5, 6, 11, 19, 20])
-@pytest.mark.parametrize("variant", VARIANTS)
+STOPS = {"fp32": (1, 11, 20), "bf16": (5, 19), "accumulated": (6, 19), "dropout": (5, 6, 11), "averaged": (1, 19)}
+
+
+@pytest.mark.parametrize(("variant", "step"), [(variant, step) for variant in VARIANTS for step in STOPS[variant]])
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(
     variant: str, step: int, uninterrupted: Any, tmp_path: Path
 ) -> None:
@@ -247,24 +242,17 @@ def test_resuming_a_finished_run_changes_nothing(finished: Path) -> None:
     assert content(finished) == before
 
 
-def test_without_its_hooks_state_a_resumed_run_is_another_one(
-    uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variant", "forgotten"),
+    [("averaged", "small.Averaging.load_state_dict"), ("dropout", "minitrain.runtime.folder.set_random_state")],
+)
+def test_without_a_part_of_its_checkpoint_a_resumed_run_is_another_one(
+    variant: str, forgotten: str, uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The comparison above can tell: a checkpoint that forgets a part fails it."""
-    recipe = VARIANTS["averaged"]
+    """The comparison above can tell."""
+    recipe = VARIANTS[variant]
     train_in(tmp_path, recipe, probes=[stop_at(11)])
-    monkeypatch.setattr(Averaging, "load_state_dict", lambda self, state: None)
-    train_in(tmp_path, recipe, resume=True)
-    with pytest.raises(AssertionError):
-        assert_same_end(tmp_path, uninterrupted(recipe))
-
-
-def test_without_the_random_state_a_resumed_run_is_another_one(
-    uninterrupted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = VARIANTS["dropout"]
-    train_in(tmp_path, recipe, probes=[stop_at(11)])
-    monkeypatch.setattr("minitrain.runtime.folder.set_random_state", lambda state, device: None)
+    monkeypatch.setattr(forgotten, lambda *_: None)
     train_in(tmp_path, recipe, resume=True)
     with pytest.raises(AssertionError):
         assert_same_end(tmp_path, uninterrupted(recipe))
@@ -400,7 +388,7 @@ def flip(path: Path, where: int) -> None:
     path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.7, 0.99, 0.9999])
+@pytest.mark.parametrize("share", [0, 0.3, 0.9999])
 def test_a_cut_checkpoint_is_reported_and_the_one_before_it_used(
     share: float, stopped: Path, uninterrupted: Any
 ) -> None:
@@ -479,23 +467,15 @@ def test_temporary_files_do_not_count_as_checkpoints(stopped: Path) -> None:
     assert load_checkpoint(stopped)["step"] == 9
 
 
-def cut_last_line(metrics: str) -> str:
-    return metrics[:-7]
+HARMS = {
+    "last line cut": lambda metrics: metrics[:-7],
+    "first line damaged": lambda metrics: '{"st' + metrics[8:],
+    "last line lost": lambda metrics: "".join(metrics.splitlines(keepends=True)[:-1]),
+    "blank line": lambda metrics: metrics + "\n",
+}
 
 
-def damage_first_line(metrics: str) -> str:
-    return '{"st' + metrics[8:]
-
-
-def lose_last_line(metrics: str) -> str:
-    return "".join(metrics.splitlines(keepends=True)[:-1])
-
-
-def blank_line(metrics: str) -> str:
-    return metrics + "\n"
-
-
-@pytest.mark.parametrize("harm", [cut_last_line, damage_first_line, lose_last_line, blank_line])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_metrics_harmed_by_a_power_failure_are_whole_again_after_the_resume(
     harm: Any, stopped: Path, uninterrupted: Any
 ) -> None:
