@@ -211,9 +211,15 @@ def last_tenth_of_each_class(labels: np.ndarray) -> np.ndarray:
 
 def read_npz(path: str, held_out: str = "test") -> dict[str, np.ndarray]:
     """The arrays of the layout, those of the test rows only where they are wanted."""
-    wanted = ["train_images", "train_labels"] + ["test_images", "test_labels"] * (held_out == "test")
+    wanted = ("train_images", "train_labels") + ("test_images", "test_labels") * (held_out == "test")
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}; give the path of an .npz file with {' and '.join(wanted)}")
+    return unpacked(path, wanted, Path(path).stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def unpacked(path: str, wanted: tuple[str, ...], modified: int) -> dict[str, np.ndarray]:
+    """The same, kept: a run asks for its data more than once, and unpacking them takes seconds."""
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a complete .npz file; write one with numpy.savez")
     try:
