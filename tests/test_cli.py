@@ -18,7 +18,6 @@ from minitrain import cli
 from minitrain.cli import commands, recipes
 from minitrain.cli.options import Demo, ImageModel, ImageTraining, Machine, Model, TextTraining, Train, TrainImages
 from minitrain.lab.course import Predict, ask
-from minitrain.lab.plots import DARK, draw_run
 from minitrain.lab.samples import python_accepts
 from minitrain.recipe import describe, difference
 from minitrain.runtime.checkpoint import checkpoints
@@ -83,6 +82,10 @@ BAD = {  # arguments after TINY, and what the sentence must name
     "batch not in rows": (["--batch-size", "65"], ["batch_size", "multiples", "16"]),
     "batch larger than the split": (["--batch-size", "1600000"], ["batch_size", "1,600,000", "larger"]),
     "micro batch": (["--micro-batch-size", "48"], ["micro_batch_size", "48", "divide"]),
+    "seed beyond torch": (["--seed", str(2**64)], ["seed must be at most 9,223,372,036,854,775,807"]),
+    "steps beyond torch": (["--steps", "9" * 30], ["steps must be at most"]),
+    "depth beyond patience": (["--depth", "1000000"], ["depth must be at most 10,000, not 1,000,000"]),
+    "width beyond memory": (["--width", str(2**40), "--heads", "1"], ["not enough memory"]),
     "device": (["--device", "abacus"], ["abacus", "cpu"]),
     "precision": (["--precision", "fp8"], ["--precision", "fp8", "bf16"]),
     "threads": (["--threads", "0"], ["threads", "at least 1"]),
@@ -107,7 +110,7 @@ def test_bad_input_is_one_sentence_that_names_it(case: str, text: Path, capsys: 
     assert all(word in error for word in named), error
     assert error.startswith("minitrain: ")
     assert error.count("\n") == 1
-    assert not Path("out/metrics.jsonl").exists()
+    assert not Path("out").exists()
 
 
 def folder_without_text() -> str:
@@ -190,6 +193,7 @@ def test_damaged_options_and_checkpoints_are_sentences(text: Path, capsys: pytes
 
 def test_sample_writes_text_and_refuses_bad_values(text: Path, capsys: pytest.CaptureFixture[str]):
     assert outcome(["train", *TINY, "--data", str(text), "--out", "run"], capsys)[0] == 0
+    text.unlink()  # sampling needs the run but not its data
     cli.main(["sample", "run", "--prompt", "def ", "--tokens", "5"])
     assert capsys.readouterr().out.startswith("def ")
     for option, value in [("--tokens", "0"), ("--temperature", "nan"), ("--temperature", "-1"), ("--top-k", "0")]:
@@ -198,9 +202,9 @@ def test_sample_writes_text_and_refuses_bad_values(text: Path, capsys: pytest.Ca
         assert option.strip("-").replace("-", "_") in error
 
 
-@pytest.mark.parametrize(
-    ("options", "path"),
-    [
+def test_each_option_reaches_the_recipe():
+    base = recipes.recipe_of(Model(), TextTraining(), "fp32")
+    for options, path in (
         ({"optimizer": "lion"}, "make_optimizer"),
         ({"lr": 0.5}, "make_optimizer.lr"),
         ({"clip": 0.0}, "before_step"),
@@ -211,21 +215,17 @@ def test_sample_writes_text_and_refuses_bad_values(text: Path, capsys: pytest.Ca
         ({"recompute_blocks": True}, "build_model.0"),
         ({"split_weights": 8}, "make_optimizer.by.0.bits"),
         ({"step_in_backward": True, "clip": 0.0}, "make_optimizer.by.0"),
-    ],
-)
-def test_each_option_reaches_the_recipe(options: dict, path: str):
-    base = recipes.recipe_of(Model(), TextTraining(), "fp32")
-    changed = recipes.recipe_of(Model(), replace(TextTraining(), **options), "fp32")
-    assert path in difference(base, changed)
+    ):
+        assert path in difference(base, recipes.recipe_of(Model(), replace(TextTraining(), **options), "fp32"))
 
 
-@pytest.mark.parametrize(
-    "schedule", ["constant", "wsd", "cosine", "linear", "exponential", "inverse-sqrt", "one-cycle"]
-)
-def test_every_schedule_runs_over_all_steps(schedule):
-    recipe = recipes.recipe_of(Model(), TextTraining(schedule=schedule, steps=50), "fp32")
-    multiplier = recipe.schedules["*", "lr"]
-    assert all(0 < multiplier(step) <= 1 for step in range(50))
+def test_every_schedule_runs_over_all_steps():
+    for schedule in ("constant", "wsd", "cosine", "linear", "exponential", "inverse-sqrt", "one-cycle"):
+        recipe = recipes.recipe_of(Model(), TextTraining(schedule=schedule, steps=50), "fp32")
+        assert all(0 < recipe.schedules["*", "lr"](step) <= 1 for step in range(50))
+    # two shares of a half fit into an odd number of steps
+    recipe = recipes.recipe_of(Model(), TextTraining(steps=3, warmup=0.5, cooldown=0.5), "fp32")
+    assert all(0 < recipe.schedules["*", "lr"](step) <= 1 for step in range(3))
 
 
 @pytest.mark.parametrize("field", ["norm", "mlp", "attention", "positions"])
@@ -246,11 +246,6 @@ def test_a_command_that_is_none_is_one_sentence(arguments: list[str], named: str
     code, error = outcome(arguments, capsys)
     assert (code, error.count("\n")) == (2, 1)
     assert named in error
-
-
-def test_a_refused_run_leaves_no_folder(text: Path, capsys: pytest.CaptureFixture[str]):
-    assert outcome(["train", *TINY, "--data", str(text), "--out", "out", "--lr", "-1"], capsys)[0] == 2
-    assert not Path("out").exists()
 
 
 def test_a_run_can_be_resumed_from_elsewhere_after_its_data_moved(text: Path, capsys: pytest.CaptureFixture[str]):
@@ -290,11 +285,6 @@ def test_a_loss_that_is_no_number_at_the_end_is_one_sentence(text: Path, capsys:
     assert "Traceback" not in error
 
 
-def test_two_shares_of_a_half_fit_into_an_odd_number_of_steps():
-    recipe = recipes.recipe_of(Model(), TextTraining(steps=3, warmup=0.5, cooldown=0.5), "fp32")
-    assert all(0 < recipe.schedules["*", "lr"](step) <= 1 for step in range(3))
-
-
 def test_a_stopped_command_does_not_end_as_a_success(text: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     weights = commands.Rotation.weights
 
@@ -326,12 +316,6 @@ def test_ctrl_c_before_the_run_is_one_line(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr(commands, "carry_out", interrupt)
     assert outcome(["demo"], capsys) == (130, "minitrain: interrupted\n")
-
-
-def test_sampling_needs_the_run_but_not_its_data(text: Path, capsys: pytest.CaptureFixture[str]):
-    assert outcome(["train", *TINY, "--data", str(text), "--out", "run"], capsys)[0] == 0
-    text.unlink()
-    assert outcome(["sample", "run", "--tokens", "5"], capsys)[0] == 0
 
 
 def test_the_module_is_the_command():
@@ -391,14 +375,8 @@ def test_the_demo_shows_samples_band_and_picture(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(commands, "demo_options", lambda seed, machine: small)
     cli.main(["demo"])
     shown = capsys.readouterr().out
-    for expected in (
-        "step 0",
-        "Python accepts",
-        "bits per byte",
-        "outside the band",
-        "picture.png",
-        "sample runs/demo",
-    ):
+    words = "step 0", "Python accepts", "bits per byte", "outside the band", "picture.png", "sample runs/demo"
+    for expected in words:
         assert expected in shown
     assert Path("runs/demo/picture.png").stat().st_size > 10_000
     assert cli.next_free_folder("demo") == Path("runs/demo-2")
@@ -409,24 +387,9 @@ def test_the_demos_model_is_as_large_as_it_says():
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.85e6, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("line", "accepted"),
-    [
-        ("return x", True),
-        ("else:", True),
-        ("except ValueError as error:", True),
-        ("elif x > 3:", True),
-        ("def f(self):", True),
-        ("await x", True),
-        ("break", True),
-        ("x = (", False),
-        ("def f(:", False),
-        ("if x", False),
-        ("\0", False),
-    ],
-)
-def test_lines_are_judged_as_python_would_inside_a_function(line: str, accepted: bool):
-    assert python_accepts(line) is accepted
+def test_lines_are_judged_as_python_would_inside_a_function():
+    right = "return x", "else:", "except ValueError as error:", "elif x > 3:", "def f(self):", "await x", "break"
+    assert {line for line in (*right, "x = (", "def f(:", "if x", "\0") if python_accepts(line)} == set(right)
 
 
 def test_the_band_is_students_t_over_the_record():
@@ -446,15 +409,6 @@ def test_the_band_is_students_t_over_the_record():
 def test_outside_the_band_the_reader_is_told_what_to_do():
     assert "inside" in commands.judge(2.0, (1.9, 2.1, "3.11"))
     assert "--seed 1" in commands.judge(2.2, (1.9, 2.1, "3.11"))
-
-
-def test_svg_pictures_are_the_same_bytes_every_time(tmp_path: Path):
-    metrics = [
-        {"step": s, "loss": 3 / s, "rotation": {"mlp.up": 0.1 / s}, "predicted_rotation": 0.1} for s in (1, 2, 3)
-    ]
-    for name in ("a", "b"):
-        draw_run([{"step": 0, "val_loss": 5.5}, *metrics], tmp_path / f"{name}.svg", guess=2.0, theme=DARK)
-    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_help_does_not_import_torch():
@@ -545,17 +499,12 @@ TINY_IMAGES = [
 def own_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of dark and bright images of 8x8 pixels, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    labels = np.arange(60) % 2
-    images = (
-        np.random.default_rng(0).integers(0, 100, (60, 8, 8, 3), dtype=np.uint8) + 150 * labels[:, None, None, None]
-    )
-    arrays = {
-        "train_images": images[:40],
-        "train_labels": labels[:40],
-        "test_images": images[40:],
-        "test_labels": labels[40:],
-    }
-    np.savez("own.npz", **{name: x.astype(np.uint8) for name, x in arrays.items()})
+    labels = (np.arange(60) % 2).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 100, (60, 8, 8, 3), dtype=np.uint8)
+    images = noise + 150 * labels[:, None, None, None]
+    arrays = {"images": images, "labels": labels}
+    parts = {"train": slice(40), "test": slice(40, None)}
+    np.savez("own.npz", **{f"{part}_{name}": x[rows] for part, rows in parts.items() for name, x in arrays.items()})
 
 
 @pytest.mark.usefixtures("own_npz")
@@ -593,6 +542,7 @@ def test_a_run_on_images_is_not_taken_for_one_on_text(capsys: pytest.CaptureFixt
         (["--ghost-noise", "0"], "ghost"),
         (["--norm", "online", "--ghost-noise", "4"], "norm"),
         (["--width", "0"], "width must be at least 1"),
+        (["--width", str(2**31)], "not enough memory"),
         (["--split-weights", "16"], "choose another norm"),
         (["--data", "letters", "--held-out", "test"], "letters have no test images"),
         (["--norm", "online", "--recompute-blocks"], "blocks cannot be recomputed"),

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from small import randn
 from torch import nn
 
 from minitrain import equilibrium as closed
@@ -14,11 +15,6 @@ from minitrain import optim
 from minitrain.equilibrium import Equilibrium, Filter
 from minitrain.lab.probes import angle
 from minitrain.optim import SGD, Adam, AdamW, Lion, Optimizer
-
-
-def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
-
 
 # --- closed forms against the impulse response of the direction itself -------------------------------------------------
 
@@ -58,12 +54,11 @@ def assert_filter(filter, c):
     assert filter.energy == pytest.approx(c.square().sum().item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.98])
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_heavy_ball_sums_the_impulse_response_of_sgdm(momentum, nesterov):
-    assert_filter(
-        closed.heavy_ball(momentum, nesterov), impulse_response(optim.sgdm, momentum=momentum, nesterov=nesterov)
-    )
+def test_heavy_ball_sums_the_impulse_response_of_sgdm(nesterov):
+    for momentum in (0.0, 0.5, 0.9, 0.98):
+        c = impulse_response(optim.sgdm, momentum=momentum, nesterov=nesterov)
+        assert_filter(closed.heavy_ball(momentum, nesterov), c)
 
 
 def test_the_energy_of_the_heavy_ball_is_not_that_of_nesterov():
@@ -71,14 +66,14 @@ def test_the_energy_of_the_heavy_ball_is_not_that_of_nesterov():
         assert_filter(closed.heavy_ball(0.9), impulse_response(optim.sgdm, momentum=0.9, nesterov=True))
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 0.98])
-def test_exponential_sums_the_impulse_response_of_adam(beta):
-    assert_filter(closed.exponential(beta), impulse_response(adam_average, beta=beta))
-    nesterov = impulse_response(optim.sgdm, momentum=beta, nesterov=True) * (1 - beta)
-    assert_filter(closed.exponential(beta, nesterov=True), nesterov)
+def test_exponential_sums_the_impulse_response_of_adam():
+    for beta in (0.0, 0.5, 0.9, 0.98):
+        assert_filter(closed.exponential(beta), impulse_response(adam_average, beta=beta))
+        nesterov = impulse_response(optim.sgdm, momentum=beta, nesterov=True) * (1 - beta)
+        assert_filter(closed.exponential(beta, nesterov=True), nesterov)
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.5, 0.9), (0.95, 0.98)])
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.95, 0.98)])
 def test_sign_of_two_averages_sums_the_impulse_response_of_lion(betas):
     c = lion_response(betas)
     assert c[0] == pytest.approx(1.0)
@@ -119,8 +114,9 @@ def test_an_optimizer_without_a_filter_says_so():
 # --- equilibrium: the table written out --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("lr", "decay", "C"), [(1e-3, 0.1, 512), (0.05, 0.02, 64)])
-@pytest.mark.parametrize("a", [0.0, 0.6, 0.9])
+@pytest.mark.parametrize(
+    ("lr", "decay", "C", "a"), [(1e-3, 0.1, 512, 0.0), (0.05, 0.02, 64, 0.6), (1e-3, 0.1, 512, 0.9)]
+)
 def test_equilibrium_is_the_table_of_the_paper(lr, decay, C, a):
     adamw = closed.equilibrium(closed.exponential(a), lr, decay, C)
     assert adamw.update == pytest.approx(lr * math.sqrt(C * (1 - a) / (1 + a)))
@@ -357,10 +353,7 @@ def test_what_counts_is_the_share_that_a_step_rule_takes(make):
     def half_as_much(w, u, state, *, lr, weight_decay):
         return w.mul(1 - lr * weight_decay / 2).sub_(u, alpha=lr)
 
-    plain, other = (
-        make([nn.Parameter(torch.zeros(1))], lr=0.01, weight_decay=0.1),
-        make([nn.Parameter(torch.zeros(1))], lr=0.01, weight_decay=0.2),
-    )
+    plain, other = (make([nn.Parameter(torch.zeros(1))], lr=0.01, weight_decay=x) for x in (0.1, 0.2))
     other.step_rule = half_as_much
     expected = plain.equilibrium(plain.param_groups[0], 64)
     assert other.equilibrium(other.param_groups[0], 64) == pytest.approx(expected, rel=1e-9)

@@ -178,11 +178,12 @@ def test_the_variant_is_the_same_model_with_textbook_attention(variant: dict):
     torch.testing.assert_close(model(tokens), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_attention_splits_its_channels_into_heads_in_order():
-    layer = Attention(8, 2, textbook_attention, nn.Identity, nn.Identity())
+def test_attention_splits_its_channels_into_heads_in_order_and_turns_queries_and_keys():
+    rotary = Rotary(4, 5)
+    layer = Attention(8, 2, textbook_attention, nn.Identity, rotary)
     x = torch.randn(1, 5, 8)
-    q, k, v = layer.qkv(x).split(8, dim=-1)
-    heads = [textbook_attention(*(y[:, None, :, i : i + 4] for y in (q, k, v)))[:, 0] for i in (0, 4)]
+    split = [[y[:, None, :, i : i + 4] for y in layer.qkv(x).split(8, dim=-1)] for i in (0, 4)]
+    heads = [textbook_attention(rotary(q), rotary(k), v)[:, 0] for q, k, v in split]
     torch.testing.assert_close(layer(x), layer.out(torch.cat(heads, dim=-1)))
 
 

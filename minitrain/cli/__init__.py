@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> None:
                 other = "train-images" if isinstance(stored, TrainImages) else "train"
                 raise ValueError(f"{options.resume} was written by minitrain {other}; resume it with that command")
             options = parse(type(options), argv[1:], prog=f"minitrain {argv[0]}", default=stored)
+        refuse_huge(dataclasses.asdict(options))
         from minitrain.cli.commands import carry_out
 
         carry_out(options)
@@ -92,9 +93,19 @@ def main(argv: list[str] | None = None) -> None:
         complaint("interrupted")
         sys.exit(130)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("memory|size calculation overflowed", str(error)):
             raise  # a defect, to be seen whole
         sys.exit(complaint("there is not enough memory for this; lower micro_batch_size, batch_size, depth or context"))
+
+
+def refuse_huge(options: dict[str, Any]) -> None:
+    """Raises `ValueError` for a whole number that torch cannot hold, and for more blocks than anyone can wait for."""
+    for name, value in options.items():
+        most = 10_000 if name == "depth" else 2**63 - 1
+        if isinstance(value, dict):
+            refuse_huge(value)
+        elif isinstance(value, int) and value > most:
+            raise ValueError(f"{name} must be at most {most:,}, not {value:,}")
 
 
 def lesson_main(file: str) -> None:

@@ -299,16 +299,15 @@ grey, labels = arrays()["train_images"], arrays()["train_labels"]
         ({"train_images": None}, ["lacks train_images", "train_labels, test_images"]),
         ({"test_labels": None}, ["lacks test_labels"]),
         ({"train_images": grey / 255}, ["train_images must be uint8", "float64"]),
-        ({"train_images": np.full(grey.shape, np.nan)}, ["train_images must be uint8"]),
         ({"train_images": grey[:, 0]}, ["train_images must have the shape (N, H, W, C)", "(60, 4)"]),
         ({"train_images": grey.reshape(60, 1, 4, 5)}, ["train_images must have the shape", "(60, 1, 4, 5)"]),
         ({"train_images": grey[:, :0]}, ["no pixel", "(60, 0, 4)"]),
         ({"train_images": grey[:0], "train_labels": labels[:0]}, ["no pixel", "(0, 5, 4)"]),
         ({"test_images": np.zeros((6, 4, 4), np.uint8)}, ["the same shape", "(5, 4)", "(4, 4)"]),
         ({"train_labels": labels / 2}, ["train_labels must be whole numbers", "float64"]),
-        ({"train_labels": np.full(60, np.nan)}, ["train_labels must be whole numbers"]),
         ({"train_labels": labels[:-1]}, ["train_labels must have the shape (60,)", "(59,)"]),
         ({"train_labels": labels.astype(int) - 1}, ["train_labels must be from 0 to 2", "-1"]),
+        ({"train_labels": np.where(labels == 2, 2**62, 0)}, ["must be below the 60 images there are"]),
         ({"label_names": np.array(["x", "y"])}, ["train_labels must be from 0 to 1", "2"]),
         ({"label_names": np.array("x")}, ["label_names must be a list"]),
         ({"test_labels": np.full(6, 7)}, ["no training image has the label 7"]),
@@ -349,12 +348,14 @@ def test_what_is_no_file_of_arrays_is_refused(npz: Any, tmp_path: Path):
         with pytest.raises(ValueError, match="not a complete") as error:
             own_images(str(tmp_path / name))
         assert_one_sentence(error.value, name)
-    broken = bytearray(whole.read_bytes())
+    broken, headless = bytearray(whole.read_bytes()), bytearray(whole.read_bytes())
     broken[60:100] = bytes(40)
-    whole.write_bytes(broken)
-    with pytest.raises(ValueError, match="cannot be read") as error:
-        own_images(str(whole))
-    assert_one_sentence(error.value, "own.npz")
+    headless[headless.rfind(b"PK\x01\x02")] = 0
+    for content, words in ((broken, "cannot be read"), (headless, "write")):
+        whole.write_bytes(content)
+        with pytest.raises(ValueError, match=words) as error:
+            own_images(str(whole))
+        assert_one_sentence(error.value, "own.npz")
 
 
 def test_too_few_rows_to_hold_out_are_refused(npz: Any):
@@ -365,21 +366,3 @@ def test_too_few_rows_to_hold_out_are_refused(npz: Any):
         with pytest.raises(ValueError, match="train must be a whole number") as error:
             letters(train=count)
         assert_one_sentence(error.value, count)
-
-
-def test_a_file_whose_directory_is_damaged_is_refused_in_one_sentence(tmp_path: Path):
-    images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
-    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels)
-    content = bytearray((tmp_path / "own.npz").read_bytes())
-    content[content.rfind(b"PK\x01\x02")] = 0
-    (tmp_path / "own.npz").write_bytes(content)
-    with pytest.raises(ValueError, match="write"):
-        own_images(str(tmp_path / "own.npz"))
-
-
-def test_a_label_beyond_all_images_is_refused_before_classes_are_made(tmp_path: Path):
-    images, labels = np.zeros((20, 4, 4), np.uint8), np.arange(20) % 2
-    labels[3] = 2**62
-    np.savez(tmp_path / "own.npz", train_images=images, train_labels=labels)
-    with pytest.raises(ValueError, match="must be below the 20 images there are"):
-        own_images(str(tmp_path / "own.npz"))

@@ -367,12 +367,6 @@ def test_another_kind_of_product_is_a_warning(stopped: Path, faster_products: No
         assert train_in(stopped, resume=True, probes=[stop_at(10)]).step == 10
 
 
-def test_the_same_environment_is_no_warning(stopped: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert train_in(stopped, resume=True).finished
-
-
 # --- damaged files ----------------------------------------------------------------------------------------------------
 
 
