@@ -2,9 +2,9 @@
 
     python docs/again.py SLUG...
 
-For edited claims, measures or figures, and for code that was edited without changing what it computes. In that case the first
-seed of every arm is run again. Where every digit agrees, the record notes the present code beside the code that made it,
-and counts as up to date; else it must be made again as a whole. Times of a machine never agree: their lesson is run again.
+For edited claims, measures or figures, and for code that was edited without changing what it computes. Then the first seed
+of every arm is run again. Where every digit agrees, the record notes the present code beside the code that made it, and
+counts as up to date; else it must be made again as a whole. Times of a machine never agree: their lesson is run again.
 """
 
 import sys
