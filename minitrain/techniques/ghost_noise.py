@@ -19,8 +19,8 @@ affine); Hoffer et al., 2017, arXiv 1705.08741 (ghost batch norm).
 
 When it does not help: where there is data enough, for it is a regularizer; with micro batches or several ranks of a few
 samples, whose moments are those of the micro batch; where every sample and channel is normalized by itself (instance norm),
-which leaves nothing to differ; in a GPT a token's noise comes
-from moments over all tokens of the samples, so that in training it sees a little of those that come later.
+which leaves nothing to differ; in a GPT a token's noise comes from moments over all tokens of the samples, so that in
+training it sees a little of those that come later.
 
 Deviations: running variances are the unbiased ones, as in torch, and evaluation uses the layer's own eps. In layer norms the
 noise stands before the gain and bias, as in batch norms; the authors' vision transformer has it behind them. `NoisyAffine`
