@@ -23,7 +23,8 @@ from minitrain.lab.accuracy import Accuracy
 from minitrain.lab.claims import Claim
 from minitrain.lab.compare import Metrics, Runs, difference, final, mean_late
 from minitrain.lab.course import Predict
-from minitrain.lab.plots import Theme, band, hollow, label
+from minitrain.lab.intervals import mean_interval
+from minitrain.lab.plots import Theme, hollow, label
 from minitrain.optim import SGD
 from minitrain.recipe import Recipe
 from minitrain.resnet import ResNet, layer_norm, resnet18
@@ -72,7 +73,7 @@ NORMS: dict[str, tuple[Callable[[int], nn.Module], float]] = {
     LAYER_NOISE: (partial(noisy_layer_norm, ghost_batch_size=64), 0.3),
 }
 PREDICT = Predict(
-    "Batch norm reads about 89 of 100 letters of unseen fonts. How many with the noise of ghost batches of 16 on top?",
+    "Batch norm reads about 88 of 100 letters of unseen fonts. How many with the noise of ghost batches of 16 on top?",
     low=0.0,
     high=100.0,
     answer=lambda runs: statistics.fmean(runs.values(f"noise {N}", accuracy)),
@@ -432,55 +433,50 @@ def draw_cloud(axes: Any, runs: Runs, arm: str, title: str, color: str, theme: T
 
 
 def draw_sizes(axes: Any, runs: Runs, theme: Theme, prediction: float | None) -> None:
-    """Accuracy against the size of the ghost batches, with the band of the seeds; batch norm as a line."""
+    """Accuracy against the size of the ghost batches, and the line of batch norm, each with its interval."""
     plain = runs.values(BATCH, accuracy)
-    shown, below = list(plain), {}
-    axes.axhspan(min(plain), max(plain), color=theme.ink, alpha=0.12, linewidth=0)
+    axes.axhspan(*interval(plain), color=theme.ink, alpha=0.12, linewidth=0)
     axes.axhline(statistics.fmean(plain), color=theme.ink, linewidth=1.2, label="batch norm")
-    for start, color in (("noise ", theme.blue), ("ghost batch norm ", theme.orange)):
-        names = {arm: arm.removeprefix("broken: ") for arm in NORMS if arm in runs.arms}
-        found = {
-            int(name.removeprefix(start)): runs.values(arm, accuracy)
-            for arm, name in names.items()
-            if name.startswith(start)
-        }
-        found = dict(sorted(found.items()))
-        band(axes, list(found), list(zip(*found.values(), strict=True)), color, marker="o", markersize=4, label=start)
-        shown += [x for values in found.values() for x in values if x > 50]
-        below |= {n: statistics.fmean(values) for n, values in found.items() if max(values) < 50}
+    shown = list(interval(plain))
+    for start, color, aside in (("noise ", theme.blue, 0.98), ("ghost batch norm ", theme.orange, 1.02)):
+        arms = sorted(
+            (int(arm.removeprefix(start)), arm) for arm in runs.arms if arm in NORMS and arm.startswith(start)
+        )
+        found = {n * aside: runs.values(arm, accuracy) for n, arm in arms}
+        means, ends = list(map(statistics.fmean, found.values())), list(map(interval, found.values()))
+        axes.plot(list(found), means, color=color, marker="o", markersize=5, label=start)
+        axes.vlines(list(found), *zip(*ends, strict=True), color=color, linewidth=1.5)
+        shown += [x for pair in ends for x in pair]
     shown += [] if prediction is None else [prediction]
     low, high = min(shown), max(shown)
-    bottom = low - 0.45 * (high - low)  # with room for the legend
-    for n, value in below.items():
-        label(axes, n, bottom, f"↓ {value:.0f} %", theme.blue, xytext=(-6, 9))
-    axes.set_ylim(bottom, high + 1)
+    bottom = low - 0.6 * (high - low)  # with room for the legend
+    if MUCH in runs.arms:
+        label(axes, 4, bottom, f"↓ {statistics.fmean(runs.values(MUCH, accuracy)):.0f} %", theme.blue, xytext=(-6, 9))
+    axes.set_ylim(bottom, high + 0.1 * (high - low))
     axes.set_xscale("log", base=2)
-    ticks = [4, 8, 16, 32]
-    axes.set_xticks(ticks, labels=[str(n) for n in ticks])
-    axes.set(xlabel="Samples in a ghost batch", ylabel="Unseen fonts, %")
+    axes.set_xticks((4, 8, 16, 32), labels=("4", "8", "16", "32"))
+    axes.set(xlabel="Samples in a ghost batch", ylabel="Unseen fonts, %", xlim=(3.5, 37))
     axes.legend(loc="lower right", fontsize="small")
     if prediction is not None:
         hollow(axes, N, prediction, theme, "Your prediction")
 
 
+def interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean; of a few seeds, the smallest and the largest."""
+    return mean_interval(values) if len(values) >= 5 else (min(values), max(values))
+
+
 def draw_gaps(axes: Any, runs: Runs, theme: Theme) -> None:
     """For each kind of norm what is read right of the known letters, hollow, and of unseen fonts, filled."""
-    arms = [arm for arm in NORMS if arm in runs.arms]
+    arms = [arm for arm in NORMS if arm in runs.arms and arm != MUCH]
+    colors = {"ghost": theme.orange, "layer": theme.green}
     for y, arm in enumerate(reversed(arms)):
         known, unseen = (statistics.fmean(runs.values(arm, measure)) for measure in (accuracy_in_training, accuracy))
-        color = (
-            theme.red
-            if arm == MUCH
-            else theme.orange
-            if arm.startswith("ghost")
-            else theme.green
-            if arm.startswith("layer")
-            else theme.blue
-        )
+        color = colors.get(arm[:5], theme.blue)
         axes.plot([unseen, known], [y, y], color=color, linewidth=1.2, alpha=0.6)
         axes.plot(known, y, marker="o", markersize=6, fillstyle="none", color=color, linestyle="none", clip_on=False)
         axes.plot(unseen, y, marker="o", markersize=6, color=color, linestyle="none")
-    axes.set_yticks(range(len(arms)), labels=[arm.replace("broken: ", "") for arm in reversed(arms)], fontsize="small")
+    axes.set_yticks(range(len(arms)), labels=list(reversed(arms)), fontsize="small")
     axes.set_title("Filled: unseen fonts. Hollow: known", fontsize=11)
     axes.set(xlabel="Letters read right, %", xlim=(None, 101))
 

@@ -85,6 +85,7 @@ HEADINGS = [  # of every lesson's page, in this order; its own come between them
 def test_a_lesson_page_has_the_usual_headings_and_leads_to_the_next(slug: str, following: str | None):
     text = (ROOT / "docs" / "lessons" / f"{slug}.md").read_text()
     assert [found for found in re.findall("^## (.+)$", text, re.MULTILINE) if found in HEADINGS] == HEADINGS
+    assert "\n## What turned out\n\n**The answer.** " in text
     first, *_ = re.findall(r"\]\(([^)]+)\)", text.partition("## Where to go next")[2])
     assert first == (f"{following}.md" if following else "../pieces.md")
 
