@@ -181,7 +181,7 @@ class NoisyAffine(Noise):
     """The analytic counterpart: by the moments of N numbers of a unit normal, for each sample and channel by itself.
 
     `shift` is normal with variance 1/N, and `N scale^2` is chi-squared with N - 1 degrees of freedom: what ghost noise would
-    be if all pixels of all samples were independent and channels knew nothing of each other. Raises `ValueError` for an N
+    be if each sample had one pixel, all of them normal and independent, also between channels. Raises `ValueError` for an N
     below 3, with which the mean of `1 / scale` is infinite.
     """
 
