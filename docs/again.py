@@ -23,7 +23,7 @@ def main() -> None:
     for slug in sys.argv[1:]:
         lesson, record = load_lesson(slug), read_record(results_folder() / f"{slug}.json")
         runs = runs_of(record)
-        if is_stale(record):
+        if is_stale(record) is not False:  # None where it cannot be known
             if run_again(slug, workers=1):
                 differ.append(slug)
                 continue

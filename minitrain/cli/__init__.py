@@ -104,8 +104,8 @@ def refuse_huge(options: dict[str, Any]) -> None:
         most = 10_000 if name == "depth" else 2**63 - 1
         if isinstance(value, dict):
             refuse_huge(value)
-        elif isinstance(value, int) and value > most:
-            raise ValueError(f"{name} must be at most {most:,}, not {value:,}")
+        elif isinstance(value, int) and not -(2**63) <= value <= most:
+            raise ValueError(f"{name} must be from {-(2**63):,} to {most:,}, not {value:,}")
 
 
 def lesson_main(file: str) -> None:

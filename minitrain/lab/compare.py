@@ -115,7 +115,11 @@ def series(metrics: Metrics, key: str) -> list[tuple[int, Any]]:
     """`(step, value)` of every line that has `key`; `rotation.blocks.0.mlp.up.weight` looks inside a dictionary."""
     outer, _, inner = key.partition(".")
     lines = [(line["step"], or_nan(line[outer])) for line in metrics if outer in line]
-    found = [(step, value[inner] if inner else value) for step, value in lines if not inner or inner in value]
+    found = [
+        (step, value[inner] if inner else value)
+        for step, value in lines
+        if not inner or (isinstance(value, dict) and inner in value)
+    ]
     if not found:
         raise ValueError(
             f"no line of this run has {key!r}; the keys are {', '.join(sorted({k for m in metrics for k in m}))}"
@@ -124,9 +128,11 @@ def series(metrics: Metrics, key: str) -> list[tuple[int, Any]]:
 
 
 def or_nan(value: Any) -> Any:
-    """The same with NaN for null, which is how a log says that something was no longer a number."""
+    """The same with NaN for null, which is how a log says that something was no longer a number, or infinite."""
     if isinstance(value, dict):
         return {key: or_nan(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [or_nan(x) for x in value]
     return math.nan if value is None else value
 
 

@@ -254,7 +254,7 @@ def run_again(slug: str, workers: int | None = None, cache: Path = Path("runs") 
         for key, result in runs.results.items()
         if key not in recorded or outcome(result) != outcome(recorded[key])
     ]
-    differ = list(dict.fromkeys(differ))
+    differ = list(dict.fromkeys([*differ, *(arm for arm in record["arms"] if arm not in runs.arms)]))
     print(
         f"Of {len(runs.arms)} arms, seed {record['seeds'][0]}, {len(runs.arms) - len(differ)} agree in every digit with "
         f"the record, which is of {environment_of(record)}." + f" Not: {', '.join(differ)}." * bool(differ)

@@ -13,6 +13,7 @@ For a CPU, where memory is what a step waits for. Elsewhere, and for 16-bit weig
 channels last, the readable form is used.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,9 @@ class FastRotation:
             return False
         if not p.numel() or not p.dtype == g.dtype == state["norm"].dtype == state["size"].dtype:
             return False
+        rows = math.prod(p.shape[: group.get("row_dims", 1)]) if group["per_neuron"] else 1
+        if g.is_neg() or any(x.shape != (rows, 1) or not x.is_contiguous() for x in (state["norm"], state["size"])):
+            return False  # a kernel sees memory only
         kind = layout(p)
         conv = group["per_neuron"] and group.get("row_dims", 1) == 1
         return kind == layout(g) and (kind == "contiguous" or (kind is not None and conv))

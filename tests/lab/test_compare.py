@@ -221,6 +221,9 @@ def test_measures():
 def test_what_was_no_number_is_not_answered_by_what_came_before_it():
     lost = [*METRICS, {"step": 12, "a": None, "b": {"p": None}}]
     assert [step for step, _ in series(lost, "a")] == [0, 5, 12]
+    lost = [*lost, {"step": 15, "b": None, "c": [1.0, None]}]
+    assert [step for step, _ in series(lost, "b.p")] == [5, 9, 12]
+    assert math.isnan(final("c")(lost)[1])
     for value in (final("a")(lost), mean_late("a", 1.0)(lost), at("b.p", 12)(lost), mean_late("b", 0.5)(lost)):
         assert math.isnan(value)
     assert mean_late("a", 1.0)(METRICS) == 3.0

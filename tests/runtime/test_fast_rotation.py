@@ -272,3 +272,15 @@ def test_moments_of_another_shape_are_never_read(form: str):
     p.grad = torch.ones(400, 6)
     with pytest.raises(RuntimeError, match="must match"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("form", ["fast", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_lengths_of_another_shape_are_never_read(form: str):
+    p = nn.Parameter(torch.randn(4, 6))
+    optimizer = RotationalAdamW([p], lr=0.1, weight_decay=0.1, form=form)
+    for _ in range(2):
+        p.grad = torch.randn(4, 6)
+        optimizer.step()
+    optimizer.state[p]["size"] = optimizer.state[p]["size"][:2]
+    with pytest.raises(RuntimeError, match="must match|broadcast"):
+        optimizer.step()
