@@ -49,12 +49,8 @@ def start_or_resume(run: "Run", folder: Path | str | None, resume: bool) -> None
             restore(run, saved)
             kept = saved["metrics"]
             run.metrics = [json.loads(line) for line in kept.splitlines()]
-        except (
-            LookupError,
-            TypeError,
-            AttributeError,
-            RuntimeError,
-        ) as error:  # its bytes are whole, so somebody wrote it so
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            # its bytes are whole, so somebody wrote it so
             raise ValueError(
                 f"the checkpoint in {folder} is not as a run wrote it ({error!r}); start a new run in another folder"
             ) from error

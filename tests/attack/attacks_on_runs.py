@@ -28,58 +28,15 @@ from minitrain import cli
 from minitrain.runtime.checkpoint import checkpoints
 
 WHOLE = [
-    "-1",
-    "0",
-    "1",
-    "2",
-    "3",
-    "4",
-    "6",
-    "8",
-    "14",
-    "16",
-    "18",
-    "32",
-    "48",
-    "64",
-    "128",
-    "1_000",
-    str(2**31),
-    str(2**63),
-]
+    "-1", "0", "1", "2", "3", "4", "6", "8", "14", "16", "18", "32", "48", "64", "128", "1_000", str(2**31), str(2**63)
+]  # fmt: skip
 REAL = ["-1", "0", "1e-308", "1e-3", "0.05", "0.5", "0.9", "1", "3", "100", "1e308", "nan", "inf"]
 PATHS = [
-    "",
-    ".",
-    "..",
-    "run",
-    "text.txt",
-    "own.npz",
-    "kept",
-    "kept/options.json",
-    "pipe",
-    "/dev/null",
-    "nowhere/at/all",
-    "ü",
-]
+    "", ".", "..", "run", "text.txt", "own.npz", "kept", "kept/options.json", "pipe", "/dev/null", "nowhere/at/all", "ü"
+]  # fmt: skip
 WORDS = [
-    "cpu",
-    "cpu:3",
-    "cuda",
-    "meta",
-    "ü",
-    "",
-    " ",
-    "None",
-    "True",
-    "0x10",
-    "３",
-    "-",
-    "--",
-    "[1, 2]",
-    "a" * 5000,
-    "9" * 40,
-]
+    "cpu", "cpu:3", "cuda", "meta", "ü", "", " ", "None", "True", "0x10", "３", "-", "--", "[1, 2]", "a" * 5000, "9" * 40
+]  # fmt: skip
 COMMANDS = [
     *[[*TRAIN, "--steps", "6", "--out", "run"]] * 4,
     *[[*TRAIN_IMAGES, "--steps", "6", "--out", "run"]] * 4,

@@ -2,7 +2,9 @@
 
 import colorsys
 import itertools
+import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,17 @@ def test_words_stand_at_the_point_they_name_in_its_colour():
     ax = axes()
     label(ax, 1.0, 2.0, "this one", LIGHT.blue)
     assert (ax.texts[0].xy, ax.texts[0].get_color()) == ((1.0, 2.0), LIGHT.blue)
+
+
+def test_a_last_bit_of_the_layout_changes_no_byte(tmp_path: Path):
+    def draw(left: float, figure: Any, theme: Theme) -> None:
+        figure.set_layout_engine("none")
+        figure.add_axes((left, 0.1, 0.8, 0.8)).plot([0, 1], color=theme.blue)
+
+    for name, left in (("a", 0.1), ("b", math.nextafter(0.1, 1.0)), ("c", 0.11)):
+        save_figure(tmp_path / f"{name}.svg", partial(draw, left))
+    a, b, c = ((tmp_path / f"{name}.svg").read_bytes() for name in "abc")
+    assert a == b != c
 
 
 def test_a_pair_is_light_and_dark_and_its_bytes_are_steady(tmp_path: Path):
