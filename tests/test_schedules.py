@@ -422,6 +422,12 @@ def test_groups_without_names_follow_the_star():
     assert optimizer.param_groups[0]["lr"] == 0.05
 
 
+def test_a_scheduled_yes_or_no_stays_one():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9, nesterov=False)
+    set_schedules(optimizer, {("*", "nesterov"): lambda step: step >= 5}, 5)
+    assert optimizer.param_groups[0]["nesterov"] is True
+
+
 @pytest.mark.parametrize("schedule", [constant, inverse_sqrt])
 def test_a_warmup_of_no_number_is_refused(schedule):
     with pytest.raises(ValueError, match="nan"):

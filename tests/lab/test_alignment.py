@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from minitrain.lab.alignment import Alignment, alignment
 from minitrain.lab.probes import RelativeUpdate
+from minitrain.lab.watch import watch
 
 
 @pytest.fixture(autouse=True)
@@ -280,3 +281,13 @@ def test_a_tied_head_is_measured_under_the_name_of_its_table():
     recipe = replace(BASE, build_model=partial(tiny_gpt, tied=True))
     run = train_small(recipe, probes=[Alignment("embeddings", every=20)])
     assert run.metrics[-1]["weight_alignment_of_embeddings"].keys() == {"embedding.weight"}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_inputs_is_nan():
+    model = nn.Linear(0, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, [Alignment(group=None, every=1)]) as seen:
+        model(torch.randn(4, 0)).sum().backward()
+        optimizer.step()
+    assert math.isnan(seen.metrics[0]["weight_alignment_of_all"]["weight"])

@@ -47,6 +47,8 @@ def test_a_learning_rate_reaches_optimizer_and_function(tmp_path: Path):
         by_hand = train(replace(BASE, seed=1, make_optimizer=partial(BASE.make_optimizer, lr=lr)), **QUIET)
         assert runs.values("recipe", final("val_loss"), lr) == [by_hand.metrics[-1]["val_loss"]]
     assert runs.best_lr("function", final("x")) == 1e-3
+    lost = runs.values("function", final("x"), 1e-3)  # a value that is no number is never the best
+    assert runs.best_lr("function", lambda m: math.nan if m[-1]["x"] in lost else m[-1]["x"]) == 1e-2
     assert runs.best_lr("function", lambda metrics: -metrics[-1]["x"], seed=1) == 1e-2
 
 

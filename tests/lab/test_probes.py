@@ -524,3 +524,12 @@ def test_steps_smaller_than_the_bits_of_a_split_weight_are_measured(wrap: list):
     for key in ("rotation", "relative_update", "norm"):
         plain, split_up = (metrics[key]["weight"] for metrics in seen.values())
         assert split_up == pytest.approx(plain, rel=0.02), key
+
+
+def test_no_rotation_is_predicted_for_a_single_number():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    with watch(model, optimizer, [Rotation(group=None, every=1)]) as seen:
+        model(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+    assert seen.metrics[0]["predicted_rotation_of_all"].keys() == {"weight"}
