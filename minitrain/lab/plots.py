@@ -86,15 +86,20 @@ def save_figure(path: Path, draw: Callable[[Any, Theme], None], theme: Theme = L
         plt.close(figure)
     content = drawn.getvalue()
     if kind == "svg":
-        content = with_counted_ids(content.decode()).encode()
+        content = steady(content.decode()).encode()
     write_atomically(path, lambda file: file.write(content))
 
 
-def with_counted_ids(svg: str) -> str:
-    """Ids that are digests become numbers: they digest positions, of which the layout's solver leaves the last bit open."""
+def steady(svg: str) -> str:
+    """The layout's solver leaves the last bit of a position open; here it may change no byte.
+
+    Ids that are digests of positions become numbers, and positions are rounded to thousandths of a point; not at their
+    halves, on which sizes of words often lie, but a little aside.
+    """
     ids = dict.fromkeys(re.findall(r'id="(\w*[0-9a-f]{10})"', svg))
     numbers = {name: f"i{n}" for n, name in enumerate(ids)}
-    return re.sub(r"\w+", lambda word: numbers.get(word[0], word[0]), svg)
+    svg = re.sub(r"\w+", lambda word: numbers.get(word[0], word[0]), svg)
+    return re.sub(r"-?\d+\.\d{5,}", lambda x: repr(round(float(x[0]) + 0.000123, 3) + 0.0), svg)
 
 
 def save_pair(folder: Path, name: str, draw: Callable[[Any, Theme], None], height: float = 4.0) -> list[Path]:

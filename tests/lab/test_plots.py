@@ -13,7 +13,20 @@ import pytest
 from matplotlib.figure import Figure
 
 from minitrain.lab.compare import Result, Runs, final
-from minitrain.lab.plots import DARK, LIGHT, THEMES, WIDTH, Theme, band, hollow, label, save_figure, save_pair, u_curve
+from minitrain.lab.plots import (
+    DARK,
+    LIGHT,
+    THEMES,
+    WIDTH,
+    Theme,
+    band,
+    hollow,
+    label,
+    save_figure,
+    save_pair,
+    steady,
+    u_curve,
+)
 
 COLORS = ("blue", "orange", "green", "pink", "red")
 PAGE = {"light": "#ffffff", "dark": "#1e2129"}
@@ -77,6 +90,12 @@ def test_a_last_bit_of_the_layout_changes_no_byte(tmp_path: Path):
         save_figure(tmp_path / f"{name}.svg", partial(draw, left))
     a, b, c = ((tmp_path / f"{name}.svg").read_bytes() for name in "abc")
     assert a == b != c
+    assert (
+        steady("translate(11.358521 126.367937)")
+        == steady("translate(11.358520 126.367938)")
+        == "translate(11.359 126.368)"
+    )
+    assert steady('id="p0123456789" url(#p0123456789) "#0072b2" -0.00000 7.5') == 'id="i0" url(#i0) "#0072b2" 0.0 7.5'
 
 
 def test_a_pair_is_light_and_dark_and_its_bytes_are_steady(tmp_path: Path):
